@@ -1,0 +1,48 @@
+"""The errors this project raises on purpose; each text says what, where, what was expected, what to do.
+
+Every class is also the builtin it resembles, so callers may catch either. The exit codes are those of the
+``gfm`` command: 2 configuration, 3 data, 4 resources.
+"""
+
+from typing import ClassVar
+
+__all__ = [
+    "ConfigError",
+    "CorruptDataError",
+    "DataError",
+    "GfmError",
+    "MissingDataError",
+    "ResourceError",
+]
+
+
+class GfmError(Exception):
+    """Root of all errors raised on purpose."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class ConfigError(GfmError, ValueError):
+    """A configuration, recipe, study or option that cannot be used as written."""
+
+    exit_code = 2
+
+
+class DataError(GfmError, ValueError):
+    """Data that cannot be used: wrong layout, wrong shape, wrong units."""
+
+    exit_code = 3
+
+
+class MissingDataError(DataError, FileNotFoundError):
+    """A file or dataset that should be there and is not."""
+
+
+class CorruptDataError(DataError, OSError):
+    """Data whose size or checksum is not what was written down when it was made."""
+
+
+class ResourceError(GfmError, RuntimeError):
+    """Not enough memory, disk, ranks or time; the text says how much is needed and what would do."""
+
+    exit_code = 4

@@ -1,0 +1,1 @@
+"""The network: graphs, radial bases, message-passing layers, heads, the potential. Needs torch."""

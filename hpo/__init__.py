@@ -1,0 +1,1 @@
+"""Optuna studies, trial workers, early discarding, ensembles, calibrated uncertainty."""

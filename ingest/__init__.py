@@ -1,0 +1,1 @@
+"""Raw published files to normalised structures to shards, on Dask."""

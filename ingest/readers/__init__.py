@@ -1,0 +1,1 @@
+"""One file per published layout, each with its table of units."""

@@ -1,0 +1,56 @@
+"""Fixtures all tests share: the sample data, and skips that say what is missing on this machine."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+# Several processes on few cores: one thread each, and nothing that the test's own directory could shadow.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("PYTHONSAFEPATH", "1")
+
+SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+_NEEDS = {
+    "mpi": ("mpiexec", "pip install 'gfm-atoms[mpi]'"),
+    "slurm": ("slurmctld", "apt-get install slurm-wlm munge"),
+    "browser": ("chromium", "apt-get install chromium"),
+}
+
+
+def _find(program: str) -> str | None:
+    import sys
+
+    beside = Path(sys.executable).with_name(program)
+    return str(beside) if beside.exists() else shutil.which(program) or shutil.which(program, path="/usr/sbin")
+
+
+def _postgres() -> str | None:
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    return str(found[-1]) if found else shutil.which("initdb")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what this machine cannot run, with the reason; in CI nothing may be missing, so nothing is skipped."""
+    missing = {
+        marker: f"{program} is not installed: {remedy}"
+        for marker, (program, remedy) in _NEEDS.items()
+        if _find(program) is None
+    }
+    if _postgres() is None:
+        missing["postgres"] = "no PostgreSQL server programs: apt-get install postgresql"
+    if not SHARED_DATA.is_dir():
+        missing["data"] = "the sample data is not beside the project (../shared/data)"
+    if os.environ.get("CI") == "true":
+        return
+    for item in items:
+        for marker, reason in missing.items():
+            if item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of genuine excerpts and computed files in the published layouts."""
+    return SHARED_DATA

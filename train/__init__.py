@@ -1,0 +1,1 @@
+"""Batches, balanced sampling, the training loop (DDP), checkpoints, evaluation."""
