@@ -32,7 +32,7 @@ def _postgres() -> str | None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what this machine cannot run, with the reason; in CI nothing may be missing, so nothing is skipped."""
+    """Skip what this machine cannot run, with the reason; in CI nothing may be missing."""
     missing = {
         marker: f"{program} is not installed: {remedy}"
         for marker, (program, remedy) in _NEEDS.items()
