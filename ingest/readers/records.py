@@ -1,0 +1,188 @@
+"""One record: what makes it a labelled structure, and how accepted and refused ones are gathered."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from ase.data import chemical_symbols
+from numpy.typing import NDArray
+
+from gfm.data.ragged import RaggedBatch
+from gfm.data.structure import Structure
+from gfm.errors import DataError
+from ingest.readers.base import BLOCK_STRUCTURES, Block, Reject
+
+__all__ = [
+    "ATOMIC_NUMBERS",
+    "MAX_Z",
+    "SYMBOLS",
+    "BlockBuilder",
+    "Refused",
+    "atomic_numbers",
+    "check_structure",
+    "finite",
+    "hill_formula",
+]
+
+MAX_Z = 118
+SYMBOLS: tuple[str, ...] = tuple(chemical_symbols[: MAX_Z + 1])  # by atomic number; the first is a placeholder
+ATOMIC_NUMBERS: dict[str, int] = {symbol: number for number, symbol in enumerate(SYMBOLS) if number}
+
+
+class Refused(DataError):
+    """A record that cannot be a labelled structure; readers catch it and write down a `Reject`."""
+
+    def __init__(self, reason: str, value: object = "") -> None:
+        """Take the reason (a slug that is counted) and the offending value."""
+        super().__init__(f"{reason}: {value}" if value != "" else reason)
+        self.reason = reason
+        self.value = str(value)[:300]
+
+
+class BlockBuilder:
+    """Gathers structures and rejects; hands out a block whenever enough have come together."""
+
+    def __init__(self) -> None:
+        self._batches: list[RaggedBatch] = []
+        self._structures: list[Structure] = []
+        self._sources: list[str] = []
+        self._rejects: list[Reject] = []
+
+    def add(self, structure: Structure, source: str) -> None:
+        """Add one structure that `check_structure` let pass."""
+        self._structures.append(structure)
+        self._sources.append(source)
+
+    def add_batch(self, batch: RaggedBatch, sources: list[str]) -> None:
+        """Add structures that were checked together."""
+        if self._structures:
+            self._batches.append(RaggedBatch.from_structures(self._structures))
+            self._structures = []
+        self._batches.append(batch)
+        self._sources += sources
+
+    def reject(self, source: str, reason: str, value: object = "") -> None:
+        """Write one refused record down."""
+        self._rejects.append(Reject(source, reason, str(value)[:300]))
+
+    def refuse(self, source: str, refused: Refused) -> None:
+        """Write down the record that a `Refused` speaks of."""
+        self.reject(source, refused.reason, refused.value)
+
+    @property
+    def full(self) -> bool:
+        """Whether a block's worth has come together."""
+        return len(self._sources) >= BLOCK_STRUCTURES or len(self._rejects) >= BLOCK_STRUCTURES
+
+    def __bool__(self) -> bool:
+        """Whether there is anything to hand out."""
+        return bool(self._sources or self._rejects)
+
+    def take(self) -> Block:
+        """Hand out what has come together, and begin anew."""
+        batches = [*self._batches, RaggedBatch.from_structures(self._structures)]
+        batch = RaggedBatch.concatenate([batch for batch in batches if len(batch)] or batches[-1:])
+        block = Block(batch, self._sources, self._rejects)
+        self._batches, self._structures, self._sources, self._rejects = [], [], [], []
+        return block
+
+
+def hill_formula(numbers: NDArray[np.integer] | Sequence[int]) -> str:
+    """Return the formula in Hill's order: C, then H, then the other symbols by alphabet."""
+    kinds, counts = np.unique(np.asarray(numbers), return_counts=True)
+    amounts = {SYMBOLS[kind]: int(count) for kind, count in zip(kinds, counts, strict=True)}
+    first = [symbol for symbol in ("C", "H") if "C" in amounts and symbol in amounts]
+    order = first + sorted(amounts.keys() - set(first))
+    return "".join(f"{symbol}{amounts[symbol] if amounts[symbol] > 1 else ''}" for symbol in order)
+
+
+def check_structure(structure: Structure, *, energy: bool = True, forces: bool = True) -> Structure:
+    """Return the structure if it can be one, with its arrays in the storage dtypes.
+
+    Args:
+        structure: The candidate, in eV and angstrom.
+        energy: Whether it must have an energy.
+        forces: Whether it must have forces.
+
+    Raises:
+        Refused: It has no atoms, a label is missing, a shape does not fit, an atomic number is none, or a
+            number is not finite (or too large for the storage dtype).
+    """
+    numbers = np.asarray(structure.numbers)
+    if numbers.size == 0:
+        raise Refused("no-atoms")
+    if numbers.ndim != 1:
+        raise Refused("bad-shape", f"numbers has shape {numbers.shape}, expected one dimension")
+    if energy and structure.energy is None:
+        raise Refused("missing-energy")
+    if forces and structure.forces is None:
+        raise Refused("missing-forces")
+    structure.numbers = atomic_numbers(numbers)
+    try:
+        structure.check_shapes()
+    except DataError as error:
+        raise Refused("bad-shape", error) from None
+    structure.positions = finite("positions", structure.positions, np.float32)
+    structure.cell = finite("cell", structure.cell, np.float64)
+    if structure.energy is not None:
+        structure.energy = float(finite("energy", structure.energy, np.float64))
+    if structure.forces is not None:
+        structure.forces = finite("forces", structure.forces, np.float32)
+    if structure.stress is not None:
+        structure.stress = finite("stress", structure.stress, np.float32)
+    for name in ("charge", "spin"):
+        value = getattr(structure, name)
+        if value is not None and not -128 <= value <= 127:
+            raise Refused(f"bad-{name}", value)
+    if _is_flat(structure.cell, structure.pbc):
+        raise Refused("flat-cell", structure.cell.tolist())
+    return structure
+
+
+def _is_flat(cell: NDArray[np.float64], pbc: NDArray[np.bool_]) -> bool:
+    """Say whether the periodic lattice vectors span no length, area or volume (below 1e-6 angstrom^n)."""
+    if not pbc.any():
+        return False
+    vectors = cell[pbc]
+    return bool(np.linalg.det(vectors @ vectors.T) < 1e-12)
+
+
+def atomic_numbers(values: NDArray[Any]) -> NDArray[np.uint8]:
+    """Return atomic numbers (N,) as uint8.
+
+    Raises:
+        Refused: One is not a whole number from 1 to 118.
+    """
+    values = np.asarray(values)
+    if values.dtype.kind not in "iuf":
+        raise Refused("bad-atomic-number", f"dtype {values.dtype}")
+    wrong = ~((values >= 1) & (values <= MAX_Z))
+    if values.dtype.kind == "f":
+        wrong |= values != np.trunc(values)
+    if wrong.any():
+        raise Refused("bad-atomic-number", f"{values[wrong][0]} of atom {int(np.flatnonzero(wrong)[0])}")
+    return values.astype(np.uint8)
+
+
+def finite(name: str, values: Any, dtype: type[np.floating[Any]]) -> NDArray[Any]:
+    """Return values in a floating dtype.
+
+    Raises:
+        Refused: They are not numbers, or one is NaN, infinite, or too large for the dtype.
+    """
+    try:
+        with np.errstate(over="ignore"):
+            array = np.asarray(np.asarray(values, dtype=np.float64), dtype=dtype)
+    except (TypeError, ValueError) as error:
+        raise Refused(f"bad-{name}", error) from None
+    if not np.isfinite(array).all():
+        raise Refused(f"{'nan' if np.isnan(array).any() else 'infinite'}-{name}", _first_bad(array))
+    return array
+
+
+def _first_bad(array: NDArray[Any]) -> str:
+    """Say which entry is not finite."""
+    if array.ndim == 0:
+        return str(array)
+    index = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
+    return f"{array[index]} at {list(index)}"
