@@ -117,7 +117,7 @@ class SpreadSums:
         if believed == 0 or self.squared_z == 0:
             warnings.warn(
                 f"{where}: the members do not differ on any of {self.count} validation values, so the "
-                f"spread says nothing; sigma is the validation RMSE everywhere. Were the members trained alike?",
+                f"spread says nothing; sigma is the validation RMSE everywhere. Were they trained alike?",
                 CalibrationWarning,
                 stacklevel=2,
             )
