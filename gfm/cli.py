@@ -37,6 +37,29 @@ _EXTRAS = {
 }
 
 
+class _Verb(click.Command):
+    """One verb; its arguments, its help and its usage errors are the business of its own typer command.
+
+    Newer typer carries its own copy of click, so that the exceptions of the one are unknown to the other: the
+    verb is run as a whole program instead of as a subcommand.
+    """
+
+    def __init__(self, name: str, command: Any) -> None:
+        """Take a verb's name and its typer command."""
+        super().__init__(name, help=command.help, add_help_option=False)
+        command.context_settings.setdefault("help_option_names", ["-h", "--help"])
+        self._command = command
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Leave every argument to the verb."""
+        ctx.args = list(args)
+        return ctx.args
+
+    def invoke(self, ctx: click.Context) -> None:
+        """Run the verb, which exits with its own code."""
+        self._command.main(args=ctx.args, prog_name=ctx.command_path)
+
+
 class _Verbs(click.Group):
     """A group whose commands are the entry points of ``gfm.commands``, in the order a user meets them."""
 
@@ -50,9 +73,7 @@ class _Verbs(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import the module that owns a verb."""
         for point in entry_points(group="gfm.commands", name=cmd_name):
-            command: Any = typer.main.get_command(point.load())
-            command.name = cmd_name
-            return command  # type: ignore[no-any-return]
+            return _Verb(cmd_name, typer.main.get_command(point.load()))
         return None
 
     def resolve_command(
