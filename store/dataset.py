@@ -91,8 +91,7 @@ class Dataset:
         """Return one structure; a negative index counts from the end."""
         row = range(len(self))[index]
         shard = int(np.searchsorted(self._starts, row, side="right")) - 1
-        start = row - int(self._starts[shard])
-        return self.opened(shard).read(start, start + 1)[0]
+        return self.opened(shard).take(np.array([row - self._starts[shard]]))[0]
 
     def __iter__(self) -> Iterator[Structure]:
         """Yield all structures, shard by shard."""
