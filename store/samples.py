@@ -18,7 +18,7 @@ from store.memory import require_memory
 from store.preload import load_records
 
 if TYPE_CHECKING:
-    from mpi4py.MPI import Comm
+    from mpi4py.MPI import Intracomm
 
 __all__ = ["DiskStore", "LocalStore", "SampleStore", "open_samples"]
 
@@ -168,7 +168,7 @@ class DiskStore:
 def open_samples(
     dataset: Dataset,
     kind: Kind = "auto",
-    comm: "Comm | None" = None,
+    comm: "Intracomm | None" = None,
     ids: NDArray[np.integer] | None = None,
 ) -> SampleStore:
     """Open a dataset for training; collective over ``comm`` where there is one.

@@ -1,0 +1,329 @@
+"""WindowStore: the memory of all ranks as one sample store, over MPI one-sided communication.
+
+Every rank preloads a contiguous run of packed records into its part of one window. Ranks of the same node read
+each other's parts as plain shared memory; parts on other nodes are fetched by one `Get` per run of records, and
+one flush per batch. The window stays locked, shared, for the store's life: nothing is written after loading.
+
+Source: MPI-4.1, chapter 12, One-Sided Communications, https://www.mpi-forum.org/docs/mpi-4.1/mpi41-report.pdf.
+"""
+
+import atexit
+import threading
+import warnings
+from typing import TYPE_CHECKING, Any, Self
+
+import numba
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from gfm.data.ragged import RaggedBatch
+from gfm.errors import DataError, GfmError
+from store.dataset import Dataset
+from store.index import RowIndex
+from store.memory import require_window_memory
+from store.preload import load_records
+
+if TYPE_CHECKING:
+    from mpi4py.MPI import Intracomm
+
+__all__ = ["WindowStore"]
+
+# Open MPI refuses 2 GiB and DDStore returns garbage for it; a quarter of that costs nothing.
+_MAX_GET = 512 << 20
+_PROGRESS_SECONDS = 1e-3
+
+
+class WindowStore:
+    """Packed records spread over the memory of all ranks; every rank may ask for any row.
+
+    `get` is not collective: ranks ask for what they want, when they want, from any one thread at a time.
+    Opening and closing are collective.
+    """
+
+    kind = "rma"
+
+    def __init__(self, dataset: Dataset, comm: "Intracomm", ids: NDArray[np.integer] | None = None) -> None:
+        """Check that it fits, then load; collective over ``comm``.
+
+        Args:
+            dataset: Where structures come from, the same on every rank; checksums of files read are compared.
+            comm: The ranks whose memory is used.
+            ids: Rows to load, the same on every rank; all by default.
+
+        Raises:
+            ResourceError: Memory of a node would not suffice; raised on all ranks, before loading.
+            CorruptDataError: A file is not what was written; raised on all ranks.
+            DataError: Ranks were given different rows or datasets; raised on all ranks.
+        """
+        from mpi4py import MPI
+
+        self.schema = dataset.schema
+        self._mpi = MPI
+        self._comm = comm.Dup()
+        self._node = self._comm.Split_type(MPI.COMM_TYPE_SHARED)
+        self._agree(dataset, ids)
+        self._index, self._index_window = _node_index(dataset, ids, self._node)
+        rank, size = self._comm.rank, self._comm.size
+        shares = np.arange(size + 1) * (int(self._index.starts[-1]) / size)
+        # First record of every rank: contiguous runs of about equal bytes.
+        self._bounds = np.searchsorted(self._index.starts, shares)
+        self._bounds[-1] = len(self._index)
+        # First byte of every rank, in the run of all records.
+        self._bases = self._index.starts[self._bounds]
+        own = int(self._bases[rank + 1] - self._bases[rank])
+        require_window_memory(own, self._comm, self._node)
+        self._window = MPI.Win.Allocate(own, 1, comm=self._comm)
+        self._window.Lock_all(MPI.MODE_NOCHECK)
+        self._closed = False
+        self._load(dataset, own)
+        self._origins = np.full(size, -1, dtype=np.int64)
+        self._region = self._map_node()
+        self._counts = {"records": 0, "bytes": 0, "local": 0, "node": 0, "remote": 0, "gets": 0}
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._progress: threading.Thread | None = None
+        # Every rank answers if any rank has to ask over the network.
+        if self._comm.allreduce(int((self._origins < 0).any()), MPI.MAX):
+            self._start_progress()
+
+    def __len__(self) -> int:
+        """Return the number of structures loaded, over all ranks."""
+        return len(self._index)
+
+    def get(self, ids: NDArray[np.integer]) -> RaggedBatch:
+        """Return the structures at these rows of the dataset, in this order, repeats included.
+
+        Raises:
+            DataError: A row was not loaded, or the store is closed.
+        """
+        if self._closed:
+            raise DataError("this sample store is closed")
+        positions = self._index.positions(ids)
+        starts = self._index.starts[positions]
+        sizes = self._index.starts[positions + 1] - starts
+        owners = np.searchsorted(self._bounds, positions, side="right") - 1
+        displacements = starts - self._bases[owners]
+        origins = self._origins[owners]
+        far = np.flatnonzero(origins < 0)
+        with self._lock:
+            own = int((owners == self._comm.rank).sum())
+            self._counts["records"] += len(positions)
+            self._counts["bytes"] += int(sizes.sum())
+            self._counts["local"] += own
+            self._counts["node"] += len(positions) - own - len(far)
+            self._counts["remote"] += len(far)
+            if not len(far):
+                # Straight from shared memory, with no copy in between.
+                return RaggedBatch.unpack(self._region, origins + displacements, self.schema)
+            begins = np.zeros(len(sizes) + 1, dtype=np.int64)
+            np.cumsum(sizes, out=begins[1:])
+            buffer = np.empty(begins[-1], dtype=np.uint8)
+            self._fetch(buffer, begins[far], owners[far], displacements[far], sizes[far])
+            near = np.flatnonzero(origins >= 0)
+            _gather(self._region, (origins + displacements)[near], sizes[near], buffer, begins[near])
+            self._window.Flush_all()
+        return RaggedBatch.unpack(buffer, begins, self.schema)
+
+    @property
+    def stats(self) -> dict[str, int]:
+        """Counts since opening, of this rank.
+
+        ``records`` and ``bytes`` asked for; records that were this rank's own (``local``), in shared memory of
+        its node (``node``) or fetched (``remote``); ``gets`` issued for the latter.
+        """
+        return dict(self._counts)
+
+    def close(self) -> None:
+        """Give the memory back; collective."""
+        if self._closed:
+            return
+        self._closed = True
+        self._stop_progress()
+        self._region = np.empty(0, dtype=np.uint8)
+        self._free()
+
+    def __enter__(self) -> Self:
+        """Return the store."""
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        """Close the store."""
+        self.close()
+
+    def _agree(self, dataset: Dataset, ids: NDArray[np.integer] | None) -> None:
+        """Check that all ranks mean the same rows of the same content."""
+        rows = "all" if ids is None else xxhash.xxh3_64_hexdigest(np.unique(ids).astype(np.int64).data)
+        wanted = (dataset.manifest.content_hash, len(dataset), rows)
+        first = self._comm.bcast(wanted)
+        if self._comm.allreduce(int(wanted != first), self._mpi.MAX):
+            raise DataError("ranks were given different datasets or different ids; they must be the same")
+
+    def _load(self, dataset: Dataset, own: int) -> None:
+        """Fill this rank's part; if one rank fails, all raise."""
+        rank = self._comm.rank
+        failure: Exception | None = None
+        try:
+            part = _bytes_of(self._window.tomemory())[:own]
+            load_records(dataset, self._index, int(self._bounds[rank]), int(self._bounds[rank + 1]), part)
+        except (GfmError, OSError) as error:
+            failure = error
+        del part
+        failures = [(where, met) for where, met in enumerate(self._comm.allgather(failure)) if met]
+        if failures:
+            self._closed = True
+            self._free()
+            where, first = failures[0]
+            raise failure or type(first)(f"rank {where}, while loading: {first}")
+        # The fence between the last store by any rank and the first load or Get by another.
+        self._window.Sync()
+        self._comm.Barrier()
+        self._window.Sync()
+
+    def _map_node(self) -> NDArray[np.uint8]:
+        """Map the parts of the node's ranks as one run of memory, and note where in it each begins.
+
+        MPI implementations differ in whether they show an allocated window's memory to other ranks, and whether
+        it lies in one run. Both are looked at, and what is seen is compared with what `Get` brings; ranks that
+        do not pass are asked by `Get`.
+        """
+        nothing = np.empty(0, dtype=np.uint8)
+        expected = np.diff(self._bases)
+        parts: list[tuple[int, int, int]] = []
+        for rank in self._node.allgather(self._comm.rank):
+            if expected[rank] == 0:
+                self._origins[rank] = 0
+                continue
+            try:
+                memory, _ = self._window.Shared_query(rank)
+            except self._mpi.Exception:
+                continue
+            if len(memory) >= expected[rank]:
+                parts.append((memory.address, rank, int(expected[rank])))
+        parts.sort()
+        if not parts:
+            return nothing
+        begin, end = parts[0][0], parts[-1][0] + parts[-1][2]
+        # One mapping, save for the padding that an implementation may put between parts.
+        if end - begin > sum(size for *_, size in parts) + 4096 * len(parts):
+            parts = [part for part in parts if part[1] == self._comm.rank]
+            begin, end = parts[0][0], parts[0][0] + parts[0][2]
+        region = _bytes_of(self._mpi.buffer.fromaddress(begin, end - begin))
+        for address, rank, size in parts:
+            probe = np.empty(min(size, 4096), dtype=np.uint8)
+            self._window.Get([probe, self._mpi.BYTE], rank, [size - len(probe), len(probe), self._mpi.BYTE])
+            self._window.Flush(rank)
+            stop = address - begin + size
+            if np.array_equal(region[stop - len(probe) : stop], probe):
+                self._origins[rank] = address - begin
+        return region
+
+    def _fetch(
+        self,
+        buffer: NDArray[np.uint8],
+        begins: NDArray[np.int64],
+        owners: NDArray[np.int64],
+        displacements: NDArray[np.int64],
+        sizes: NDArray[np.int64],
+    ) -> None:
+        """Begin to fetch records into a buffer; complete after the next flush.
+
+        Records that follow each other both at their owner and in the buffer come as one.
+        """
+        follows = (owners[1:] == owners[:-1]) & (displacements[1:] == displacements[:-1] + sizes[:-1])
+        follows &= begins[1:] == begins[:-1] + sizes[:-1]
+        firsts = np.flatnonzero(np.concatenate([[True], ~follows]))
+        runs = np.add.reduceat(sizes, firsts)
+        byte, get = self._mpi.BYTE, self._window.Get
+        for begin, owner, displacement, size in zip(
+            begins[firsts].tolist(),
+            owners[firsts].tolist(),
+            displacements[firsts].tolist(),
+            runs.tolist(),
+            strict=True,
+        ):
+            for done in range(0, size, _MAX_GET):
+                count = min(_MAX_GET, size - done)
+                get([buffer, count, begin + done, byte], owner, [displacement + done, count, byte])
+                self._counts["gets"] += 1
+
+    def _start_progress(self) -> None:
+        """Enter MPI regularly, so that other nodes' gets are served while this rank computes."""
+        if self._mpi.Query_thread() < self._mpi.THREAD_MULTIPLE:
+            warnings.warn(
+                "this MPI has no THREAD_MULTIPLE: samples of other nodes wait until their owner enters MPI",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+            return
+        comm, stop = self._comm, self._stop
+
+        def probe() -> None:
+            while not stop.wait(_PROGRESS_SECONDS):
+                comm.Iprobe()
+
+        self._progress = threading.Thread(target=probe, name="gfm-mpi-progress", daemon=True)
+        self._progress.start()
+        atexit.register(self._stop_progress)
+
+    def _stop_progress(self) -> None:
+        self._stop.set()
+        if self._progress is not None:
+            self._progress.join()
+            self._progress = None
+            atexit.unregister(self._stop_progress)
+
+    def _free(self) -> None:
+        """Free windows and communicators; collective."""
+        self._window.Unlock_all()
+        self._window.Free()
+        self._index = RowIndex(None, np.zeros(1, dtype=np.int64))
+        if self._index_window is not None:
+            self._index_window.Free()
+        self._node.Free()
+        self._comm.Free()
+
+
+def _node_index(dataset: Dataset, ids: NDArray[np.integer] | None, node: Any) -> tuple[RowIndex, Any]:
+    """Return the row index, kept once per node, and the window it lies in (None where a rank is alone)."""
+    if node.size == 1:
+        return RowIndex.of(dataset, ids), None
+    from mpi4py import MPI
+
+    index = RowIndex.of(dataset, ids) if node.rank == 0 else None
+    num_rows, num_starts = node.bcast(
+        None if index is None else (None if index.rows is None else len(index.rows), len(index.starts))
+    )
+    length = num_starts + (num_rows or 0)
+    window = MPI.Win.Allocate_shared(8 * length if node.rank == 0 else 0, 8, comm=node)
+    memory, _ = window.Shared_query(0)
+    shared = _bytes_of(memory)[: 8 * length].view(np.int64)
+    window.Lock_all(MPI.MODE_NOCHECK)
+    if index is not None:
+        shared[:num_starts] = index.starts
+        if index.rows is not None:
+            shared[num_starts:] = index.rows
+    window.Sync()
+    node.Barrier()
+    window.Sync()
+    window.Unlock_all()
+    shared.flags.writeable = False
+    return RowIndex(None if num_rows is None else shared[num_starts:], shared[:num_starts]), window
+
+
+def _bytes_of(memory: Any) -> NDArray[np.uint8]:
+    """View MPI's memory as an array."""
+    return np.frombuffer(memory, dtype=np.uint8)
+
+
+@numba.njit(nogil=True, cache=True)
+def _gather(
+    region: NDArray[np.uint8],
+    starts: NDArray[np.int64],
+    sizes: NDArray[np.int64],
+    buffer: NDArray[np.uint8],
+    begins: NDArray[np.int64],
+) -> None:
+    """Copy records from mapped memory into a buffer."""
+    for i in range(len(starts)):
+        buffer[begins[i] : begins[i] + sizes[i]] = region[starts[i] : starts[i] + sizes[i]]
