@@ -10,7 +10,6 @@ al. 2024, arXiv:2406.12909.
 """
 
 import json
-import os
 import shutil
 import warnings
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from gfm.errors import ConfigError, DataError, MissingDataError
+from gfm.runtime.runs import write_whole
 
 __all__ = [
     "FORMAT_VERSION",
@@ -177,14 +177,8 @@ def read_ensemble(directory: str | Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a JSON file at once: it is the old one or the new one, never half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "w") as file:
-        json.dump(content, file, indent=2)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    """Write a JSON file whole."""
+    write_whole(path, json.dumps(content, indent=2) + "\n")
 
 
 def _joules(trial: dict[str, Any]) -> float:

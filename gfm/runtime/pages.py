@@ -7,12 +7,13 @@ that a page asks no other host for anything and can be mailed.
 
 import base64
 import io
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
+
+from gfm.runtime.runs import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -241,13 +242,9 @@ def render_page(page: Page) -> str:
 
 
 def write_page(page: Page, path: str | Path) -> Path:
-    """Write the page as one file, at once."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(render_page(page), encoding="utf-8")
-    os.replace(temporary, path)
-    return path
+    """Write the page as one file, whole."""
+    write_whole(Path(path), render_page(page))
+    return Path(path)
 
 
 _NUMBER = re.compile(r"^[-+−]?[\d,]*\.?\d*(e[-+]?\d+)?\s?(%|[kMG]?B|[kM]?J|s|min|h)?$|^[–—-]?$")
