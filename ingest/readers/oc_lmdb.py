@@ -1,0 +1,230 @@
+"""The LMDB form of OC20 and OC22: keys b"0", b"1", ..., b"length"; values are pickled torch_geometric ``Data``.
+
+A process opens one path once and keeps it (lmdb refuses a second time), without locks and without read-ahead.
+LMDB maps its file and trusts it, so a file shorter than its own header says is refused before it is opened.
+
+Source: ``preprocess_ef.py`` (2021) and its successor (2024) in github.com/facebookresearch/fairchem.
+"""
+
+import os
+import struct
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import lmdb
+import numpy as np
+
+from gfm.data.structure import Structure
+from gfm.errors import CorruptDataError, DataError
+from ingest.readers.base import Block, Part, hash_id
+from ingest.readers.lmdb_pickle import read_pickle, read_record
+from ingest.readers.records import BlockBuilder, Refused, atomic_numbers, check_structure
+
+__all__ = ["UNITS", "is_lmdb", "plan_lmdb", "read_lmdb", "structure_of"]
+
+UNITS: dict[str, str] = {
+    "pos, cell": "angstrom; rows of cell are lattice vectors",
+    "y or energy": "eV",
+    "force or forces": "eV/angstrom, minus the gradient; of fixed atoms as computed",
+    "fixed": "1 = held fixed, 0 = free",
+}
+_MAGIC = 0xBEEFC0DE
+_environments: dict[str, tuple[tuple[int, ...], lmdb.Environment]] = {}
+_lock = threading.Lock()
+
+
+def is_lmdb(path: Path) -> bool:
+    """Say whether a file begins as an LMDB does."""
+    with path.open("rb") as stream:
+        head = stream.read(20)
+    return len(head) == 20 and struct.unpack_from("<I", head, 16)[0] == _MAGIC
+
+
+def plan_lmdb(name: str, file: Path, part_bytes: int) -> list[Part]:
+    """Cut the records of one file into parts.
+
+    Args:
+        name: Name of the reader.
+        file: The LMDB file.
+        part_bytes: Bytes of a part, about.
+
+    Raises:
+        CorruptDataError: It cannot be opened.
+        DataError: It holds no record.
+    """
+    num_records = _num_records(file)
+    if not num_records:
+        raise DataError(f"{file}: no record in this LMDB; expected keys b'0', b'1', ...")
+    size = file.stat().st_size
+    step = max(1, part_bytes * num_records // max(size, 1))
+    parts = []
+    for start in range(0, num_records, step):
+        stop = min(start + step, num_records)
+        share = size * (stop - start) // num_records
+        parts.append(Part(name, str(file), start, stop, share, f"{file.name} records {start}..{stop}"))
+    return parts
+
+
+def read_lmdb(part: Part, structure_from: Callable[[dict[str, Any]], Structure]) -> Iterator[Block]:
+    """Read one part; ``structure_from`` makes a structure of a record's values, or raises `Refused`.
+
+    Raises:
+        CorruptDataError: The file cannot be opened.
+    """
+    environment = _environment(Path(part.path))
+    builder = BlockBuilder()
+    for index in range(part.start, part.stop):
+        source = f"{part.path}[{index}]"
+        try:
+            with environment.begin() as transaction:
+                value = transaction.get(str(index).encode())
+            if value is None:
+                raise Refused("missing-record", f"there is no key b'{index}'")
+            builder.add(structure_from(read_record(value)), source)
+        except Refused as refused:
+            builder.refuse(source, refused)
+        except lmdb.Error as error:
+            builder.reject(source, "unreadable", error)
+        if builder.full:
+            yield builder.take()
+    if builder:
+        yield builder.take()
+
+
+def structure_of(values: dict[str, Any], family: str, *, require_forces: bool) -> Structure:
+    """Return the structure that a record describes.
+
+    Args:
+        values: Attributes of the pickled ``Data``.
+        family: ``oc20`` or ``oc22``, the name space of its group and key.
+        require_forces: Whether to refuse a record without forces.
+
+    Raises:
+        Refused: It cannot be a labelled structure.
+    """
+    for name in ("atomic_numbers", "pos", "cell"):
+        if not isinstance(values.get(name), np.ndarray):
+            raise Refused(f"missing-{name.replace('atomic_', '').replace('pos', 'positions')}", name)
+    numbers = atomic_numbers(values["atomic_numbers"])
+    natoms = _number(values, "natoms")
+    if natoms is not None and natoms != numbers.size:
+        raise Refused("bad-shape", f"natoms says {natoms:g}, atomic_numbers has {numbers.size}")
+    if values["cell"].size != 9:
+        raise Refused("bad-shape", f"cell {values['cell'].shape}, expected (1, 3, 3)")
+    forces = values.get("forces") if values.get("forces") is not None else values.get("force")
+    if forces is not None and not isinstance(forces, np.ndarray):
+        raise Refused("bad-shape", "forces are no tensor")
+    fixed = values.get("fixed")
+    energy = _number(values, "energy")
+    sid, fid = _number(values, "sid"), _number(values, "fid")
+    if sid is None or fid is None:
+        raise Refused("missing-id", "sid" if sid is None else "fid")
+    if not (np.isfinite(sid) and np.isfinite(fid)):
+        raise Refused("missing-id", f"sid {sid}, fid {fid}")
+    structure = Structure(
+        numbers=numbers,
+        positions=values["pos"],
+        cell=values["cell"].reshape(3, 3).astype(np.float64),
+        pbc=np.ones(3, dtype=bool),
+        energy=energy if energy is not None else _number(values, "y"),
+        forces=forces,
+        fixed=fixed != 0 if isinstance(fixed, np.ndarray) else None,
+        group=hash_id(f"{family}:{int(sid)}"),
+        key=hash_id(f"{family}:{int(sid)}/{int(fid)}"),
+    )
+    return check_structure(structure, forces=require_forces)
+
+
+def _number(values: dict[str, Any], name: str) -> float | int | None:
+    """Return a value that writers keep as a number or as a tensor of one; None where there is none.
+
+    Raises:
+        Refused: It is something else.
+    """
+    value = values.get(name)
+    if isinstance(value, np.ndarray) and value.size == 1:
+        value = value.reshape(-1)[0].item()
+    if value is None or isinstance(value, int | float):
+        return value
+    raise Refused("bad-shape", f"{name} is a {type(value).__name__}, expected one number")
+
+
+def _num_records(file: Path) -> int:
+    """Return how many records a file holds, believing b"length" only where the number of keys agrees."""
+    environment = _environment(file)
+    try:
+        with environment.begin() as transaction:
+            entries: int = transaction.stat()["entries"]
+            length = transaction.get(b"length")
+            try:
+                announced = read_pickle(length) if length is not None else None
+            except Refused:
+                announced = None
+            if isinstance(announced, int) and announced == entries - 1:
+                return announced
+            keys = [int(key) for key in transaction.cursor().iternext(values=False) if key.isdigit()]
+    except lmdb.Error as error:
+        raise CorruptDataError(f"{file}: not readable as LMDB: {error}") from error
+    found = max(keys) + 1 if keys else 0
+    # Keys with gaps: what is missing in between is written down, what a mad key announces is not.
+    if found > 2 * len(keys) + 1000:
+        raise DataError(f"{file}: {len(keys)} records, and yet a key of {found - 1}; expected b'0', b'1', ...")
+    if isinstance(announced, int) and announced <= 2 * len(keys) + 1000:
+        return max(found, announced)
+    return found
+
+
+def _environment(file: Path) -> lmdb.Environment:
+    """Return the open file; one per path and process, opened anew after a fork or when it was replaced.
+
+    Raises:
+        CorruptDataError: It is cut short, or no LMDB.
+    """
+    name = os.path.realpath(file)
+    with _lock:
+        try:
+            state = os.stat(name)
+            identity = (os.getpid(), state.st_ino, state.st_size, state.st_mtime_ns)
+            if name in _environments:
+                known, environment = _environments[name]
+                if known == identity:
+                    return environment
+                del _environments[name]
+                if known[0] == identity[0]:
+                    environment.close()
+            _check_size(name, state.st_size)
+            environment = lmdb.open(
+                name, subdir=False, readonly=True, lock=False, readahead=False, meminit=False
+            )
+        except (lmdb.Error, OSError) as error:
+            if isinstance(error, CorruptDataError):
+                raise
+            raise CorruptDataError(f"{file}: not readable as LMDB: {error}") from error
+        _environments[name] = (identity, environment)
+        return environment
+
+
+def _check_size(name: str, size: int) -> None:
+    """Compare the size of a file with the number of pages its header says it has.
+
+    Raises:
+        CorruptDataError: It is no LMDB, or shorter than that.
+    """
+    with open(name, "rb") as stream:
+        head = stream.read(152)
+        if len(head) < 152 or struct.unpack_from("<I", head, 16)[0] != _MAGIC:
+            raise CorruptDataError(f"{name}: not an LMDB file (no header; {size} bytes)")
+        (page_size,) = struct.unpack_from("<I", head, 40)
+        stream.seek(page_size)
+        second = stream.read(152)
+    if not 256 <= page_size <= 65536 or len(second) < 152:
+        raise CorruptDataError(
+            f"{name}: LMDB with pages of {page_size} bytes in a file of {size}; cut or damaged"
+        )
+    # Two headers take turns; the one of the later transaction counts.
+    _, last_page = max(struct.unpack_from("<QQ", page, 136)[::-1] for page in (head, second))
+    needed = (last_page + 1) * page_size
+    if size < needed:
+        raise CorruptDataError(f"{name}: {size} bytes, but its header says {needed}; the file is cut short")
