@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from gfm.errors import ConfigError, DataError
 
-__all__ = ["EdgeList", "count_edges", "neighbor_edges"]
+__all__ = ["EdgeList", "count_edges", "edge_vectors", "neighbor_edges"]
 
 BINNED_FROM = 300  # atoms; above this number bins are faster than all pairs
 SHELL = 1e-3  # angstrom; neighbours whose distances differ by less form one shell, which the cap does not split
@@ -85,6 +85,19 @@ def count_edges(
     counts, bad, code = _all_counts(points, vectors, periodic, pointer, float(cutoff))
     _raise_for(bad, code)
     return counts  # type: ignore[no-any-return]
+
+
+def edge_vectors(edges: EdgeList, positions: ArrayLike, cells: ArrayLike) -> NDArray[np.float64]:
+    """Return the vectors (E, 3) from each target to its neighbour, angstrom; arguments of `neighbor_edges`."""
+    vectors: NDArray[np.float64] = _all_vectors(
+        edges.sources,
+        edges.targets,
+        edges.shifts,
+        edges.offsets,
+        np.ascontiguousarray(positions, dtype=np.float64),
+        np.ascontiguousarray(cells, dtype=np.float64),
+    )
+    return vectors
 
 
 def _checked(
@@ -462,3 +475,18 @@ def _all_counts(positions, cells, pbc, offsets, cutoff):  # type: ignore[no-unty
             return counts, g, code
         counts[g] = 2 * count
     return counts, 0, 0
+
+
+@numba.njit(nogil=True, cache=True)
+def _all_vectors(sources, targets, shifts, offsets, positions, cells):  # type: ignore[no-untyped-def]
+    """Return ``positions[sources] + shifts @ cell - positions[targets]`` (E, 3)."""
+    vectors = np.empty((len(sources), 3))
+    for g in range(len(offsets) - 1):
+        for e in range(offsets[g], offsets[g + 1]):
+            for c in range(3):
+                moved = 0.0
+                for a in range(3):
+                    if shifts[e, a] != 0:
+                        moved += shifts[e, a] * cells[g, a, c]
+                vectors[e, c] = positions[sources[e], c] - positions[targets[e], c] + moved
+    return vectors
