@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from gfm.model.build import ModelConfig
+from gfm.model.config import ModelConfig
 from gfm.runtime.config import Config
 
 __all__ = [

@@ -75,9 +75,9 @@ def error_sums(potential: Potential, graph: Graph) -> torch.Tensor:
     forces = force_errors(prediction, graph).double()
     columns = torch.zeros(graph.num_graphs, 7, dtype=torch.float64, device=energy.device)
     columns[:, 0] = 1.0
-    if "energy" in graph.targets:
+    if "energy" in graph.labels:
         columns[:, 1] = graph.masks["energy"]
-    if "forces" in graph.targets:
+    if "forces" in graph.labels:
         columns[:, 4] = 3 * graph.masks["forces"] * graph.num_atoms
     columns[:, 2], columns[:, 3] = energy.abs(), energy.square()
     columns[:, 5].index_add_(0, graph.graph_index, forces.abs().sum(-1))

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from gfm.data.ragged import RaggedBatch
 from gfm.errors import ConfigError
-from gfm.model.build import ModelConfig
+from gfm.model.config import ModelConfig
 from gfm.model.graph import Graph, graph_from_batch
 from gfm.runtime.registry import suggest
 

@@ -7,7 +7,7 @@ which structures of the global batch they hold (`train.batches`); all sums and c
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -240,7 +240,8 @@ def _train_epoch(run: _Run, state: State, stop: StopRequest) -> None:
         batch = run.samples.get(share.ids)
         graph = run.make_graph(batch)
         if share.idle:
-            graph.masks = {name: torch.zeros_like(mask) for name, mask in graph.masks.items()}
+            nothing = {name: torch.zeros_like(mask) for name, mask in graph.masks.items()}
+            graph = replace(graph, masks=nothing)
         return share, batch, graph
 
     shares = run.batches.shares(state.epoch, run.ranks.rank, state.position)

@@ -19,26 +19,26 @@ def energy_errors(prediction: Prediction, graph: Graph) -> Tensor:
 
     The atomic reference energies cancel in the difference: it is the error of the interaction energy.
     """
-    if "energy" not in graph.targets:
+    if "energy" not in graph.labels:
         return torch.zeros_like(prediction.energy)
-    error = (prediction.energy - graph.targets["energy"]) / graph.num_atoms
+    error = (prediction.energy - graph.labels["energy"]) / graph.num_atoms
     return torch.where(graph.masks["energy"], error, 0.0)
 
 
 def force_errors(prediction: Prediction, graph: Graph) -> Tensor:
     """Return predicted minus published forces (N, 3), eV/angstrom; 0 where there is no label."""
-    if "forces" not in graph.targets:
+    if "forces" not in graph.labels:
         return torch.zeros_like(prediction.forces)
     mask = graph.masks["forces"][graph.graph_index].unsqueeze(-1)
-    return torch.where(mask, prediction.forces - graph.targets["forces"], 0.0)
+    return torch.where(mask, prediction.forces - graph.labels["forces"], 0.0)
 
 
 def label_counts(graph: Graph) -> Tensor:
     """Return the number of energies and of force components that are labelled (2,), float64."""
     counts = torch.zeros(2, dtype=torch.float64, device=graph.positions.device)
-    if "energy" in graph.targets:
+    if "energy" in graph.labels:
         counts[0] = graph.masks["energy"].sum()
-    if "forces" in graph.targets:
+    if "forces" in graph.labels:
         counts[1] = 3 * (graph.masks["forces"] * graph.num_atoms).sum()
     return counts
 
