@@ -39,8 +39,9 @@ def _run(
 ) -> None:
     """Run a study, or go on with it: workers train trials until there are as many as it asks for.
 
-    The same command continues a study that was stopped, and makes it longer where `trials` was raised. A second
-    one on another machine, with a PostgreSQL `storage` and a shared folder, joins in.
+    The same command continues a study that was stopped, and makes it longer where `trials` was raised.
+
+    Started on another machine as well, with a PostgreSQL storage and a shared folder, it joins in.
 
     Examples:
       gfm hpo run study.yaml

@@ -105,7 +105,8 @@ def run_trial(trial: optuna.Trial, config: StudyConfig, train_function: TrainFun
         result = train_function(trial_config(config, trial.params, folder), on_epoch=watch, extend=False)
     except Interrupted:
         told = _tell(trial, began, {**spent(folder), "reason": "interrupted"}, state=TrialState.FAIL)
-        retry(study, told, config.retries, forgive=True)
+        if told is not None:
+            retry(study, told, config.retries, forgive=True)
         raise
     except Exception as error:
         reason, state = _explain(error)
@@ -115,7 +116,7 @@ def run_trial(trial: optuna.Trial, config: StudyConfig, train_function: TrainFun
     if watch.verdict == "taken":
         return None
     notes = _reached(result)
-    if watch.verdict is not None:
+    if result.status != "finished":
         return _tell(trial, began, {**notes, "reason": watch.verdict}, state=TrialState.PRUNED)
     value = notes.pop("value")
     if not math.isfinite(value):
@@ -174,11 +175,14 @@ def _tell(
     *,
     value: float | None = None,
     state: TrialState | None = None,
-) -> FrozenTrial:
-    """Note user attributes, then end the trial: a finished trial takes no more."""
-    for key, note in {**notes, "seconds": round(time.monotonic() - began, 3)}.items():
-        if key != "value":
-            trial.set_user_attr(key, note)
+) -> FrozenTrial | None:
+    """Note user attributes, then end the trial, which takes no more of them; None if it was taken meanwhile."""
+    try:
+        for key, note in {**notes, "seconds": round(time.monotonic() - began, 3)}.items():
+            if key != "value":
+                trial.set_user_attr(key, note)
+    except UpdateFinishedTrialError:
+        return None
     return trial.study.tell(trial, value, state=state)
 
 
