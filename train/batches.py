@@ -24,8 +24,8 @@ def shuffled(positions: NDArray[np.int64], size: int, seed: int, epoch: int) -> 
     """Return where the permutation of ``range(size)`` of (seed, epoch) puts these positions (any shape)."""
     bits = max(2, -(-max(size - 1, 1).bit_length() // 2))
     half, mask = np.uint64(bits), np.uint64((1 << bits) - 1)
-    base = _mix(np.array([seed], dtype=np.uint64)) + np.uint64(epoch)
-    keys = _mix(_mix(base) + np.arange(_ROUNDS, dtype=np.uint64))
+    base = _mix(_mix(np.array([seed], dtype=np.uint64)) + np.array([epoch], dtype=np.uint64))
+    keys = _mix(base + np.arange(_ROUNDS).astype(np.uint64))
     values = positions.astype(np.uint64).reshape(-1)
     outside = np.arange(len(values))
     while len(outside):

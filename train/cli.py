@@ -188,7 +188,7 @@ def status(
         raise MissingDataError(
             f"no training run (a folder with summary.json) in {', '.join(map(str, folders))}"
         )
-    rows = []
+    rows: list[dict[str, Any]] = []
     for path in found:
         summary = RunFolder(path).summary() or {}
         keys = ("status", "epochs", "ranks", "store", "structures_per_second", "seconds", "joules",

@@ -92,7 +92,7 @@ class TrainConfig(Config):
     output: Path
     seed: int = Field(default=0, ge=0, lt=2**63)
     epochs: int = Field(default=10, ge=1)
-    model: ModelConfig = ModelConfig()
+    model: ModelConfig = ModelConfig.model_validate({})
     batch: BatchConfig = BatchConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     loss: LossConfig = LossConfig()

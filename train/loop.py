@@ -34,7 +34,7 @@ from train.optimize import MovingAverage, build_optimizer, learning_rate
 from train.progress import Reporter
 from train.ranks import Ranks, joined
 from train.results import TrainResult, finish, finished, write_summary
-from train.scales import training_scales
+from train.scales import structure_names, training_scales
 from train.setup import DTYPES, Selection, begin, select
 from train.state import EpochRecord, State, save_best
 
@@ -148,8 +148,9 @@ def train(
             content_hash=dataset.manifest.content_hash,
             on_step=on_step,
         )
-        references = dataset.references[[dataset.dataset_names.index(name) for name in selection.names]]
-        state = _build(run, references)
+        used = [dataset.dataset_names.index(name) for name in selection.names]
+        kinds = [dataset.manifest.datasets[index].energy_kind for index in used]
+        state = _build(run, dataset.references[used], kinds)
         if found is not None:
             state.restore(checkpoint.read(found), run.batches, ranks, run.content_hash)
         ranks.first(lambda: _open_folder(run, state))
@@ -159,11 +160,11 @@ def train(
         return result
 
 
-def _build(run: _Run, references: NDArray[np.float64]) -> State:
+def _build(run: _Run, references: NDArray[np.float64], energy_kinds: list[str]) -> State:
     """Build model, objective and optimiser, the same on every rank."""
     config, ranks = run.config, run.ranks
     torch.manual_seed(config.seed)
-    energy_scale, forces_scale = training_scales(
+    scales = training_scales(
         run.samples,
         run.selection.train,
         references,
@@ -175,8 +176,12 @@ def _build(run: _Run, references: NDArray[np.float64]) -> State:
         config.model,
         run.selection.names,
         references,
-        energy_scale=energy_scale,
-        forces_scale=forces_scale,
+        # Forces that are gradients carry the energy's scale: there, a typical force is the better one, as in
+        # Batzner et al. 2022, doi:10.1038/s41467-022-29939-5.
+        energy_scale=scales.energy if config.model.forces == "direct" else scales.forces,
+        forces_scale=scales.forces,
+        seen=scales.seen,
+        energy_kinds=energy_kinds,
         seed=config.seed,
     )
     potential = potential.to(device=ranks.device, dtype=DTYPES[config.precision]).train()
@@ -303,18 +308,16 @@ def _divergence(run: _Run, state: State, batch: RaggedBatch, graph: Graph) -> st
     bad_atoms = ~force_errors(prediction, graph).isfinite().all(-1)
     bad[graph.graph_index[bad_atoms]] = True
     rows = bad.nonzero().flatten().tolist()
-    names = [
-        f"{run.stored[batch.columns['dataset'][row]]}:{batch.columns['key'][row]:016x}"
-        for row in rows or range(len(batch))
-    ]
+    everything = np.arange(len(batch))
+    names = structure_names(batch, np.array(rows, dtype=np.int64) if rows else everything, run.stored)
     gathered = run.ranks.gather((bool(rows), names))
     known = [name for exact, found in gathered if exact for name in found]
     where = known or [name for _, found in gathered for name in found]
     what = "not finite for" if known else "finite, but the gradient is not, in the batch of"
     shown = ", ".join(where[:8]) + (f" and {len(where) - 8} more" if len(where) > 8 else "")
     return (
-        f"step {state.step + 1} (epoch {state.epoch + 1}): the loss is {what} {shown} (source:key). Check "
-        "their labels; if they are sound, lower optimizer.learning_rate or set optimizer.clip."
+        f"step {state.step + 1} (epoch {state.epoch + 1}): the loss is {what} {shown} (source:key). "
+        "Training diverged: lower optimizer.learning_rate, raise optimizer.warmup_steps or set optimizer.clip."
     )
 
 

@@ -67,4 +67,5 @@ class Objective(nn.Module):
         # their structures use; a loss that is not finite (whose L1 gradient may be) reaches all ranks this way.
         alarm = torch.where(loss.detach().isfinite(), 0.0, torch.nan)
         touched = torch.stack([parameter.sum() for parameter in self.parameters()]).sum()
-        return loss + alarm * touched
+        total: Tensor = loss + alarm * touched
+        return total

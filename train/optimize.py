@@ -2,13 +2,16 @@
 
 import copy
 import math
+from typing import Generic, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from train.config import OptimizerConfig
 
 __all__ = ["MovingAverage", "build_optimizer", "learning_rate"]
+
+M = TypeVar("M", bound=nn.Module)
 
 
 def build_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
@@ -39,7 +42,7 @@ def learning_rate(step: int, total: int, config: OptimizerConfig) -> float:
     return config.learning_rate * (config.final + (1.0 - config.final) * cosine)
 
 
-class MovingAverage:
+class MovingAverage(Generic[M]):
     """Exponential moving average of a module's parameters.
 
     The decay warms up, min(decay, (1 + n) / (10 + n)) after n updates, so that a short run does not keep its
@@ -50,15 +53,16 @@ class MovingAverage:
         updates: Updates so far.
     """
 
-    def __init__(self, module: nn.Module, decay: float) -> None:
+    def __init__(self, module: M, decay: float) -> None:
         self.module = copy.deepcopy(module).requires_grad_(False).eval()
         self.decay = decay
         self.updates = 0
 
     @torch.no_grad()
-    def update(self, module: nn.Module) -> None:
+    def update(self, module: M) -> None:
         """Move the average towards the module's present parameters."""
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        averages, values = list(self.module.parameters()), list(module.parameters())
+        averages: list[Tensor] = list(self.module.parameters())
+        values: list[Tensor] = list(module.parameters())
         torch._foreach_lerp_(averages, values, 1.0 - decay)
         self.updates += 1

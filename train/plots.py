@@ -138,4 +138,5 @@ def _cycle(count: int) -> NDArray[np.str_]:
 
 def _write(figure: Figure, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    FigureCanvasAgg(figure).print_png(path)
+    FigureCanvasAgg(figure)
+    figure.savefig(path)

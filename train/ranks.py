@@ -113,7 +113,7 @@ def joined(comm: Any | None, device: Literal["auto", "cpu", "cuda"] = "auto") ->
         os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback)
     listener = None if meeting.listener is None else meeting.listener.detach()
     # The store takes the listening socket over, so it listens on the rendezvous address only.
-    store = dist.TCPStore(
+    store = dist.TCPStore(  # type: ignore[attr-defined]
         meeting.host,
         meeting.port,
         comm.size,

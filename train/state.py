@@ -69,7 +69,7 @@ class State:
 
     potential: Potential
     objective: nn.Module
-    average: MovingAverage
+    average: MovingAverage[Potential]
     optimizer: torch.optim.Optimizer
     epoch: int = 0
     step: int = 0
@@ -159,15 +159,10 @@ def save_best(state: State, folder: RunFolder) -> None:
     for path in (new, old):
         shutil.rmtree(path, ignore_errors=True)
     state.average.module.load_state_dict(state.best_weights)
-    save_model(_potential(state.average.module), new)
+    save_model(state.average.module, new)
     state.average.module.load_state_dict(present)
     target: Path = folder / "model"
     if target.exists():
         os.rename(target, old)
     os.rename(new, target)
     shutil.rmtree(old, ignore_errors=True)
-
-
-def _potential(module: nn.Module) -> Potential:
-    assert isinstance(module, Potential)
-    return module
