@@ -4,7 +4,7 @@ Every class is also the builtin it resembles, so callers may catch either. The e
 ``gfm`` command: 2 configuration, 3 data, 4 resources.
 """
 
-from typing import ClassVar
+from typing import Any, ClassVar, Self
 
 __all__ = [
     "ConfigError",
@@ -20,6 +20,10 @@ class GfmError(Exception):
     """Root of all errors raised on purpose."""
 
     exit_code: ClassVar[int] = 1
+
+    def __reduce__(self) -> tuple[type[Self], tuple[Any, ...]]:
+        """Pickle as class and text: tblib, which Dask uses, fails on classes that resemble two builtins."""
+        return type(self), self.args
 
 
 class ConfigError(GfmError, ValueError):

@@ -9,6 +9,7 @@ result does not depend on workers. A rerun skips predictions that are whole and 
 import hashlib
 import json
 import threading
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -21,7 +22,7 @@ from gfm.data.splits import SPLITS
 from gfm.errors import DataError, MissingDataError
 from hpo.calibrate import OUTPUTS, calibrate
 from hpo.scores import LEVELS, ScoreSums
-from hpo.select import ENSEMBLE_FILE, read_ensemble, write_json
+from hpo.select import ENSEMBLE_FILE, SelectionWarning, read_ensemble, write_json
 from hpo.spread import (
     EVALUATED,
     Labels,
@@ -34,7 +35,6 @@ from hpo.spread import (
 
 if TYPE_CHECKING:
     from distributed import Client
-    from gfm.model.potential import Potential
 
     from store.dataset import Dataset
 
@@ -82,17 +82,18 @@ def evaluate(
         raise MissingDataError(f"{directory / ENSEMBLE_FILE} names no dataset: give one with --dataset")
     opened = open_dataset(dataset if dataset is not None else ensemble["dataset"])
     names = opened.dataset_names
-    shards = [k for k in range(opened.num_shards) if len(evaluated_rows(opened, k))]
+    known = _known_datasets(members, opened)
+    shards = [k for k in range(opened.num_shards) if len(evaluated_rows(opened, k, known))]
     report = on_progress or (lambda wave, done, total: None)
 
-    contents = {k: _content_digest(opened, k) for k in shards}
+    contents = {k: _content_digest(opened, k, known) for k in shards}
     wanted = []
     todo = []
     for member, model in enumerate(members):
         model_digest = _model_digest(model)
         for k in shards:
             digest = _hash(f"{model_digest} {contents[k]}".encode())
-            task = (str(directory), member, str(model), str(opened.path), k, digest, batch_size)
+            task = (str(directory), member, str(model), str(opened.path), k, known, digest, batch_size)
             wanted.append(task)
             if not _is_whole(directory, member, k, digest):
                 todo.append(task)
@@ -102,7 +103,7 @@ def evaluate(
     combined = _gather(
         client,
         _combine,
-        [(str(directory), str(opened.path), k, len(members)) for k in shards],
+        [(str(directory), str(opened.path), k, known, len(members)) for k in shards],
         "combine",
         report,
     )
@@ -113,7 +114,11 @@ def evaluate(
         )
     calibration = calibrate(sums.spread, names)
     scored = _gather(
-        client, _score, [(str(directory), str(opened.path), k, calibration) for k in shards], "score", report
+        client,
+        _score,
+        [(str(directory), str(opened.path), k, known, calibration) for k in shards],
+        "score",
+        report,
     )
     tests = _merge(scored, _merge_scores) or {}
 
@@ -132,34 +137,40 @@ def evaluate(
     }  # fmt: skip
     write_json(directory / SCORES_FILE, scores)
     write_json(directory / CURVES_FILE, {output: _curves(parts, names) for output, parts in tests.items()})
-    elements = {entry.name: sorted(entry.reference.values) for entry in opened.manifest.datasets}
-    write_json(
-        directory / ENSEMBLE_FILE,
-        ensemble | {"dataset": str(opened.path), "calibration": calibration, "elements": elements},
-    )
+    write_json(directory / ENSEMBLE_FILE, ensemble | {"dataset": str(opened.path), "calibration": calibration})
     return scores
 
 
-def evaluated_rows(dataset: "Dataset", shard: int) -> NDArray[np.int64]:
-    """Return the rows of a shard that are in the validation or test split, ascending."""
+def evaluated_rows(dataset: "Dataset", shard: int, known: Sequence[str]) -> NDArray[np.int64]:
+    """Return the rows of a shard in the validation or test split and of a known dataset, ascending."""
     start, stop = (int(edge) for edge in dataset.shard_starts[shard : shard + 2])
-    codes = [SPLITS.index(split) for split in EVALUATED]
-    return start + np.flatnonzero(np.isin(dataset.split[start:stop], codes)).astype(np.int64)
+    splits = [SPLITS.index(split) for split in EVALUATED]
+    datasets = [index for index, name in enumerate(dataset.dataset_names) if name in known]
+    chosen = np.isin(dataset.split[start:stop], splits)
+    chosen &= np.isin(dataset.dataset_index[start:stop], datasets)
+    return start + np.flatnonzero(chosen).astype(np.int64)
 
 
 def predict_shard(
-    directory: str, member: int, model: str, dataset: str, shard: int, digest: str, batch_size: int
+    directory: str,
+    member: int,
+    model: str,
+    dataset: str,
+    shard: int,
+    known: tuple[str, ...],
+    digest: str,
+    batch_size: int,
 ) -> dict[str, Any]:
     """Write one member's predictions of one shard, and then its receipt; return the receipt.
 
     The receipt is written last: predictions without one are made again.
     """
-    from train.predict import predict
+    from train.predict import cached_model, predict
 
     opened = _dataset(dataset)
-    rows = evaluated_rows(opened, shard)
+    rows = evaluated_rows(opened, shard, known)
     with _LOADING:
-        potential = _potential(model)
+        potential = cached_model(model)
     predicted = predict(potential, opened, rows, batch_size=batch_size)
     path = member_file(Path(directory), member, shard)
     content = write_arrays(
@@ -174,16 +185,8 @@ def predict_shard(
     return receipt
 
 
-# One model and dataset is opened once for each worker process, whatever the number of its tasks and threads.
+# A model is loaded once for each worker process, whatever the number of its tasks and threads.
 _LOADING = threading.Lock()
-
-
-@lru_cache(maxsize=2)
-def _potential(model: str) -> "Potential":
-    from gfm.model.build import load_model
-
-    potential = load_model(Path(model))
-    return potential.eval()
 
 
 @lru_cache(maxsize=2)
@@ -193,20 +196,22 @@ def _dataset(path: str) -> "Dataset":
     return open_dataset(path)
 
 
-def _combine(directory: str, dataset: str, shard: int, num_members: int) -> ShardSums:
+def _combine(directory: str, dataset: str, shard: int, known: tuple[str, ...], num_members: int) -> ShardSums:
     opened = _dataset(dataset)
-    return combine_shard(Path(directory), shard, num_members, _labels(opened, shard), len(opened.dataset_names))
+    labels = _labels(opened, shard, known)
+    return combine_shard(Path(directory), shard, num_members, labels, len(opened.dataset_names))
 
 
 def _score(
-    directory: str, dataset: str, shard: int, calibration: dict[str, Any]
+    directory: str, dataset: str, shard: int, known: tuple[str, ...], calibration: dict[str, Any]
 ) -> dict[str, list[dict[str, Any]]]:
     opened = _dataset(dataset)
-    return score_shard(Path(directory), shard, _labels(opened, shard), calibration, opened.dataset_names)
+    labels = _labels(opened, shard, known)
+    return score_shard(Path(directory), shard, labels, calibration, opened.dataset_names)
 
 
-def _labels(dataset: "Dataset", shard: int) -> Labels:
-    rows = evaluated_rows(dataset, shard)
+def _labels(dataset: "Dataset", shard: int, known: tuple[str, ...]) -> Labels:
+    rows = evaluated_rows(dataset, shard, known)
     return Labels.of(dataset.batch(rows), dataset.split[rows])
 
 
@@ -228,7 +233,7 @@ def _gather(
         # a task writes a file: it must run again when asked again, and anew when its worker dies
         places[client.submit(function, *arguments, pure=False, retries=2)] = place
     results: dict[int, T] = {}
-    for future in as_completed(list(places)):
+    for future in as_completed(list(places), loop=client.loop):  # type: ignore[no-untyped-call]
         results[places[future]] = future.result()
         future.release()
         done += 1
@@ -350,20 +355,42 @@ def _comparison(
     return {"single_best": listed[best], "ensemble": tables[-1], "members": listed}
 
 
+def _known_datasets(members: Sequence[Path], dataset: "Dataset") -> tuple[str, ...]:
+    """Return the datasets that every member has a head for; others are left out, with a warning.
+
+    Raises:
+        MissingDataError: A member is not there.
+        DataError: There is none.
+    """
+    from gfm.model.build import load_card
+
+    known = set(dataset.dataset_names)
+    for member in members:
+        known &= {entry["name"] for entry in load_card(member)["datasets"]}
+    names = tuple(name for name in dataset.dataset_names if name in known)
+    if not names:
+        raise DataError(f"{dataset.path}: none of its datasets is one that all members were trained on")
+    if others := [name for name in dataset.dataset_names if name not in known]:
+        warnings.warn(
+            f"{', '.join(others)}: not every member was trained on it, so it is left out",
+            SelectionWarning,
+            stacklevel=3,
+        )
+    return names
+
+
 def _model_digest(model: Path) -> str:
     """Return a digest of all files of a saved model."""
-    if not model.is_dir():
-        raise MissingDataError(f"{model}: the ensemble's member is not there")
     digest = hashlib.blake2b(digest_size=16)
     for path in sorted(path for path in model.iterdir() if path.is_file()):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
 
 
-def _content_digest(dataset: "Dataset", shard: int) -> str:
+def _content_digest(dataset: "Dataset", shard: int, known: tuple[str, ...]) -> str:
     """Return what predictions of a shard depend on beside the model: its content and the rows."""
     content = dataset.manifest.shards[shard].content_hash
-    return _hash(content.encode() + evaluated_rows(dataset, shard).tobytes())
+    return _hash(content.encode() + evaluated_rows(dataset, shard, known).tobytes())
 
 
 def _hash(content: bytes) -> str:
