@@ -1,9 +1,9 @@
 """OC20 S2EF: extended XYZ with a sidecar that names each frame's system, or LMDB of pickled records.
 
 ``<n>.extxyz.xz`` holds the frames; of frame i, line i of ``<n>.txt.xz`` says
-``random<sid>,frame<fid>,<reference energy>``. Without that line nobody knows which system a frame belongs to, and
-a split would tear systems apart: such a frame is refused as ``missing-sidecar``, and so is every frame of a shard
-that has no sidecar.
+``random<sid>,frame<fid>,<reference energy>``. Without that line nobody knows which system a frame belongs to,
+and a split would tear systems apart: such a frame is refused as ``missing-sidecar``, and so is every frame of a
+shard that has no sidecar.
 
 Source: Chanussot et al., doi:10.1021/acscatal.0c04525.
 """

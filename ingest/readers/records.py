@@ -89,8 +89,8 @@ class BlockBuilder:
 
 def hill_formula(numbers: NDArray[np.integer] | Sequence[int]) -> str:
     """Return the formula in Hill's order: C, then H, then the other symbols by alphabet."""
-    kinds, counts = np.unique(np.asarray(numbers), return_counts=True)
-    amounts = {SYMBOLS[kind]: int(count) for kind, count in zip(kinds, counts, strict=True)}
+    counts = np.bincount(np.asarray(numbers))
+    amounts = {SYMBOLS[kind]: int(counts[kind]) for kind in np.flatnonzero(counts)}
     first = [symbol for symbol in ("C", "H") if "C" in amounts and symbol in amounts]
     order = first + sorted(amounts.keys() - set(first))
     return "".join(f"{symbol}{amounts[symbol] if amounts[symbol] > 1 else ''}" for symbol in order)
@@ -125,7 +125,10 @@ def check_structure(structure: Structure, *, energy: bool = True, forces: bool =
     structure.positions = finite("positions", structure.positions, np.float32)
     structure.cell = finite("cell", structure.cell, np.float64)
     if structure.energy is not None:
-        structure.energy = float(finite("energy", structure.energy, np.float64))
+        total = finite("energy", structure.energy, np.float64)
+        if total.ndim:
+            raise Refused("bad-energy", f"{total.size} values, expected one")
+        structure.energy = float(total)
     if structure.forces is not None:
         structure.forces = finite("forces", structure.forces, np.float32)
     if structure.stress is not None:
@@ -173,7 +176,7 @@ def finite(name: str, values: Any, dtype: type[np.floating[Any]]) -> NDArray[Any
     try:
         with np.errstate(over="ignore"):
             array = np.asarray(np.asarray(values, dtype=np.float64), dtype=dtype)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise Refused(f"bad-{name}", error) from None
     if not np.isfinite(array).all():
         raise Refused(f"{'nan' if np.isnan(array).any() else 'infinite'}-{name}", _first_bad(array))

@@ -27,6 +27,7 @@ __all__ = [
     "Frame",
     "FrameError",
     "frames",
+    "is_packed",
     "open_text",
     "parse_cell",
     "parse_floats",
@@ -75,6 +76,12 @@ class FrameError:
     offset: int
     reason: str
     value: str
+
+
+def is_packed(path: Path) -> bool:
+    """Say whether a file is packed (.xz, .gz, .zip), by what its first bytes say."""
+    with path.open("rb") as stream:
+        return stream.read(6).startswith((b"\xfd7zXZ", b"\x1f\x8b", b"PK\x03\x04"))
 
 
 def open_text(path: Path, member: str | None = None) -> IO[bytes]:
@@ -296,9 +303,9 @@ def _column(name: str, kind: str, words: list[bytes]) -> NDArray[Any]:
         if name == "species":
             return np.array([_SYMBOLS[word] for word in words], dtype=np.int64)
         if kind == "R":
-            return np.array([float(word) for word in words], dtype=np.float64)
+            return np.array(list(map(float, words)))
         if kind == "I":
-            return np.array([int(word) for word in words], dtype=np.int64)
+            return np.array(list(map(int, words)), dtype=np.int64)
         if kind == "L":
             return np.array([_TRUTH[word] for word in words], dtype=bool)
     except (KeyError, ValueError, OverflowError) as error:

@@ -1,0 +1,308 @@
+"""Any extended XYZ file: crystals, slabs and molecules, with a map of keys and units.
+
+What the file's keys mean is said by options, not guessed: energies are taken as total, in the unit that is
+stated. Where a header itself names its units (``energy_unit=eV``), a contradiction is refused.
+
+Source: the extended XYZ specification, github.com/libAtoms/extxyz.
+"""
+
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import pydantic
+from numpy.typing import NDArray
+
+from gfm.data.structure import Structure
+from gfm.data.units import BOHR, GPA, HARTREE, KBAR, KCAL_PER_MOL
+from ingest.readers.base import Block, Part, Reader, find_files, hash_id
+from ingest.readers.records import BlockBuilder, Refused, check_structure, hill_formula
+from ingest.readers.text import (
+    Frame,
+    FrameError,
+    frames,
+    is_packed,
+    open_text,
+    parse_cell,
+    parse_floats,
+    parse_frame,
+    seek_frame,
+)  # fmt: skip
+
+__all__ = ["ExtXyz"]
+
+_SUFFIXES = tuple(name + packing for name in (".extxyz", ".xyz") for packing in ("", ".xz", ".gz", ".zip"))
+_ENERGY_KEYS = ("energy", "Energy", "REF_energy", "dft_energy", "DFT_energy")
+_FORCES_KEYS = ("forces", "force", "Forces", "REF_forces", "dft_forces", "DFT_forces", "dft_force")
+_ENERGY = {"eV": 1.0, "meV": 1e-3, "hartree": HARTREE, "kcal/mol": KCAL_PER_MOL, "kJ/mol": KCAL_PER_MOL / 4.184}
+_LENGTH = {"angstrom": 1.0, "bohr": BOHR}
+_PRESSURE = {"eV/angstrom^3": 1.0, "GPa": GPA, "kbar": KBAR, "hartree/bohr^3": HARTREE / BOHR**3}
+_FORCES = {f"{energy}/{length}": _ENERGY[energy] / _LENGTH[length] for energy in _ENERGY for length in _LENGTH}
+_NUMBERS_KEYS = ("species", "Z", "numbers", "atomic_numbers")
+# How headers that name their units spell them.
+_SPELLINGS = {
+    "ev": "eV", "mev": "meV", "hartree": "hartree", "ha": "hartree", "kcal/mol": "kcal/mol", "kj/mol": "kJ/mol",
+    "ev/a": "eV/angstrom", "ev/ang": "eV/angstrom", "ev/angstrom": "eV/angstrom", "ev/å": "eV/angstrom",
+    "ha/bohr": "hartree/bohr", "hartree/bohr": "hartree/bohr", "ha/a": "hartree/angstrom",
+    "kcal/mol/a": "kcal/mol/angstrom", "kcal/mol/angstrom": "kcal/mol/angstrom",
+    "ev/a^3": "eV/angstrom^3", "ev/angstrom^3": "eV/angstrom^3", "gpa": "GPa", "kbar": "kbar",
+}  # fmt: skip
+
+EnergyUnit = Literal["eV", "meV", "hartree", "kcal/mol", "kJ/mol"]
+LengthUnit = Literal["angstrom", "bohr"]
+
+
+class ExtXyz(Reader):
+    """Reads ``*.xyz`` and ``*.extxyz``, plain or packed (.xz, .gz, .zip).
+
+    Attributes:
+        energy_key: Header key of the energy; by default the first of the usual names that is there.
+        forces_key: Column of the forces; by default the first of the usual names that is there.
+        stress_key: Header key of the stress, 9 numbers or 6 in Voigt's order (xx yy zz yz xz xy). Null: none.
+        virial_key: Header key of the virial (stress = -virial/volume), taken where there is no stress.
+        charge_key: Header key of the total charge, if it is there.
+        spin_key: Header key of the multiplicity 2S+1, if it is there.
+        energy_unit: Unit of energy and virial.
+        forces_unit: Unit of the forces, as in ``kcal/mol/angstrom``; by default energy_unit per length_unit.
+        stress_unit: Unit of the stress.
+        stress_sign: Whether tension or compression is positive in the file.
+        length_unit: Unit of positions and lattice.
+        group_key: Header key of what a split must not tear apart (a trajectory, a material); by default all
+            structures of one formula belong together.
+        group_prefix: Name space of the group, so that one material is one group in several sources (``mp``).
+        id_key: Header key of a unique id; by default file name and place in the file.
+        require_forces: Whether a frame without forces is refused.
+        theory: Level of theory, for the manifest.
+        licence: Licence, for the manifest.
+        doi: DOI, for the manifest.
+        energy_kind: What the energy is, for the manifest.
+    """
+
+    NAME: ClassVar[str] = "extxyz"
+    UNITS: ClassVar[dict[str, str]] = {
+        "energy": "option energy_unit (default eV), total unless option energy_kind says otherwise",
+        "forces": "option forces_unit (default energy_unit/length_unit), minus the gradient",
+        "stress": "option stress_unit (default eV/angstrom^3), option stress_sign (default tension positive)",
+        "virial": "option energy_unit; stress = -virial/volume",
+        "pos, Lattice": "option length_unit (default angstrom); rows of Lattice are lattice vectors",
+        "charge": "e",
+        "move_mask": "T = free, F = held fixed",
+    }
+    FIELDS: ClassVar[tuple[str, ...]] = ("energy", "forces", "stress", "charge", "spin", "fixed")
+
+    energy_key: str | None = None
+    forces_key: str | None = None
+    stress_key: str | None = "stress"
+    virial_key: str | None = "virial"
+    charge_key: str | None = "charge"
+    spin_key: str | None = "spin"
+    energy_unit: EnergyUnit = "eV"
+    forces_unit: str | None = None
+    stress_unit: Literal["eV/angstrom^3", "GPa", "kbar", "hartree/bohr^3"] = "eV/angstrom^3"
+    stress_sign: Literal["tension", "compression"] = "tension"
+    length_unit: LengthUnit = "angstrom"
+    group_key: str | None = None
+    group_prefix: str = "extxyz"
+    id_key: str | None = None
+    require_forces: bool = True
+    theory: str = "unknown"
+    licence: str = "unknown"
+    doi: str = ""
+    energy_kind: str = "total"
+
+    @pydantic.field_validator("forces_unit")
+    @classmethod
+    def _known_unit(cls, unit: str | None) -> str | None:
+        if unit is None or unit in _FORCES:
+            return unit
+        raise ValueError(f"not a unit of forces; known are {', '.join(_FORCES)}")
+
+    def plan(self, path: str, part_bytes: int) -> list[Part]:
+        """Cut plain files into ranges of bytes; a packed file, or a member of a zip, is one part.
+
+        Raises:
+            MissingDataError: There is no file.
+        """
+        parts: list[Part] = []
+        for file in find_files(path, _SUFFIXES, "extended XYZ files"):
+            size = file.stat().st_size
+            if zipfile.is_zipfile(file):
+                parts += self._plan_zip(file)
+            elif is_packed(file):
+                parts.append(Part(self.NAME, str(file), 0, size, size, file.name, {"packed": True}))
+            else:
+                for start in range(0, max(size, 1), max(part_bytes, 1)):
+                    stop = min(start + part_bytes, size)
+                    label = f"{file.name} bytes {start}..{stop}"
+                    parts.append(
+                        Part(self.NAME, str(file), start, stop, stop - start, label, {"packed": False})
+                    )
+        return parts
+
+    def _plan_zip(self, file: Path) -> list[Part]:
+        try:
+            with zipfile.ZipFile(file) as archive:
+                members = [member for member in archive.infolist() if not member.is_dir()]
+        except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+            return [self.unreadable(file, f"not readable as zip: {error}")]
+        parts = []
+        for member in members:
+            extra = {"packed": True, "member": member.filename}
+            label = f"{file.name}:{member.filename}"
+            parts.append(Part(self.NAME, str(file), 0, member.file_size, member.compress_size, label, extra))
+        return parts
+
+    def blocks(self, part: Part) -> Iterator[Block]:
+        """Read one part.
+
+        Raises:
+            CorruptDataError: It is a zip, and what it holds cannot be opened.
+        """
+        path = Path(part.path)
+        builder = BlockBuilder()
+        member = part.extra.get("member")
+        name = "/".join((*path.absolute().parts[-2:], *([member] if member else [])))
+        with open_text(path, member) as stream:
+            packed = part.extra["packed"]
+            start = 0 if packed else seek_frame(stream, part.start)
+            for frame in frames(stream, start, None if packed else part.stop):
+                source = f"{path}{':' + member if member else ''}@{frame.offset}"
+                try:
+                    if isinstance(frame, FrameError):
+                        raise Refused(frame.reason, frame.value)
+                    builder.add(self._structure(frame, name), source)
+                except Refused as refused:
+                    builder.refuse(source, refused)
+                if builder.full:
+                    yield builder.take()
+        if builder:
+            yield builder.take()
+
+    def _structure(self, frame: Frame, name: str) -> Structure:
+        """Return the structure of one frame of the file called ``name``.
+
+        Raises:
+            Refused: It cannot be a labelled structure.
+        """
+        info, columns = parse_frame(frame)
+        self._check_units(info)
+        numbers = next((columns[key] for key in _NUMBERS_KEYS if key in columns), None)
+        if numbers is None or "pos" not in columns:
+            raise Refused("missing-numbers" if numbers is None else "missing-positions", info.get("Properties"))
+        cell, pbc = parse_cell(info)
+        cell = cell * _LENGTH[self.length_unit]
+        energy = _one_number(info, (self.energy_key,) if self.energy_key else _ENERGY_KEYS, "energy")
+        forces_keys = (self.forces_key,) if self.forces_key else _FORCES_KEYS
+        forces = next((columns[key] for key in forces_keys if key in columns), None)
+        mask = columns.get("move_mask")
+        structure = Structure(
+            numbers=numbers,
+            positions=_scaled("positions", columns["pos"], _LENGTH[self.length_unit]),
+            cell=cell,
+            pbc=pbc,
+            energy=None if energy is None else energy * _ENERGY[self.energy_unit],
+            forces=None if forces is None else _scaled("forces", forces, self._forces_factor()),
+            stress=self._stress(info, cell),
+            charge=_whole_number(info, self.charge_key, "charge"),
+            spin=_whole_number(info, self.spin_key, "spin"),
+            fixed=~mask if mask is not None and mask.dtype == bool and mask.ndim == 1 else None,
+            key=hash_id(
+                f"extxyz:{_text(info, self.id_key, 'id')}" if self.id_key else f"extxyz:{name}@{frame.offset}"
+            ),
+        )
+        check_structure(structure, forces=self.require_forces)
+        if self.group_key is None:
+            structure.group = hash_id(f"formula:{hill_formula(structure.numbers)}")
+        else:
+            structure.group = hash_id(f"{self.group_prefix}:{_text(info, self.group_key, 'group')}")
+        return structure
+
+    def _forces_factor(self) -> float:
+        return _FORCES[self.forces_unit or f"{self.energy_unit}/{self.length_unit}"]
+
+    def _stress(self, info: dict[str, str], cell: NDArray[np.float64]) -> NDArray[np.float64] | None:
+        """Return the stress (3, 3), eV/angstrom^3, tension positive; None where there is none."""
+        for key, what in ((self.stress_key, "stress"), (self.virial_key, "virial")):
+            if key is None or key not in info:
+                continue
+            values = parse_floats(info[key], what)
+            if values.size == 6:
+                values = values[[0, 5, 4, 5, 1, 3, 4, 3, 2]]
+            if values.size != 9:
+                raise Refused(f"bad-{what}", f"{values.size} numbers, expected 9 or 6")
+            tensor = values.reshape(3, 3).T
+            if what == "stress":
+                return tensor * _PRESSURE[self.stress_unit] * (1.0 if self.stress_sign == "tension" else -1.0)
+            volume = abs(float(np.linalg.det(cell)))
+            if not volume > 0.0:
+                raise Refused("bad-virial", "a virial without a volume")
+            return tensor * -_ENERGY[self.energy_unit] / volume
+        return None
+
+    def _check_units(self, info: dict[str, str]) -> None:
+        """Compare the units that a header names with the options.
+
+        Raises:
+            Refused: They contradict each other.
+        """
+        forces_unit = self.forces_unit or f"{self.energy_unit}/{self.length_unit}"
+        stated = {"energy": self.energy_unit, "forces": forces_unit, "stress": self.stress_unit}
+        for what, unit in stated.items():
+            named = info.get(f"{what}_unit")
+            if named is not None and _SPELLINGS.get(named.lower(), unit) != unit:
+                raise Refused("other-unit", f"{what}_unit={named} in the header, {unit} in the options")
+
+
+def _scaled(name: str, values: NDArray[Any], factor: float) -> NDArray[np.float64]:
+    """Return a column times a factor.
+
+    Raises:
+        Refused: It is no column of numbers.
+    """
+    if values.dtype.kind not in "fi":
+        raise Refused(f"bad-{name}", f"a column of {values.dtype}")
+    with np.errstate(over="ignore"):
+        scaled: NDArray[np.float64] = values * factor
+    return scaled
+
+
+def _text(info: dict[str, str], key: str, what: str) -> str:
+    """Return a header value that must be there.
+
+    Raises:
+        Refused: It is not.
+    """
+    if key not in info:
+        raise Refused(f"missing-{what}", f"no {key} in the header")
+    return info[key]
+
+
+def _one_number(info: dict[str, str], keys: tuple[str, ...], what: str) -> float | None:
+    """Return the number of the first key that is there.
+
+    Raises:
+        Refused: It is no single number.
+    """
+    key = next((key for key in keys if key in info), None)
+    if key is None:
+        return None
+    values = parse_floats(info[key], what)
+    if values.size != 1:
+        raise Refused(f"bad-{what}", f"{key} has {values.size} numbers")
+    return float(values[0])
+
+
+def _whole_number(info: dict[str, str], key: str | None, what: str) -> int | None:
+    """Return a header value that is a whole number.
+
+    Raises:
+        Refused: It is another one.
+    """
+    value = None if key is None else _one_number(info, (key,), what)
+    if value is None:
+        return None
+    if value != np.trunc(value) or not np.isfinite(value):
+        raise Refused(f"bad-{what}", value)
+    return int(value)
