@@ -273,6 +273,8 @@ def _by_bins(points, triangular, order, m, cutoff, pairs, squares, count):  # ty
         bins[a] = max(1, min(int(extent * height / (cutoff * (1.0 + 1e-9))), 4 * most))
         width[a] = extent / bins[a]
         reach[a] = int(np.ceil(cutoff * (1.0 + 1e-9) / (width[a] * height)))
+        if a >= m:
+            reach[a] = min(reach[a], bins[a] - 1)
     where = np.empty((num, 3), dtype=np.int64)
     first = np.zeros(bins[0] * bins[1] * bins[2] + 1, dtype=np.int64)
     for i in range(num):
