@@ -112,7 +112,7 @@ class Dataset:
         shards, firsts = np.unique(shard_index[order], return_index=True)
         parts = [
             self.opened(int(shard)).take(rows[group] - self._starts[shard])
-            for shard, group in zip(shards, np.split(order, firsts[1:]), strict=True)
+            for shard, group in zip(shards, np.split(order, firsts[1:]) if len(rows) else [], strict=True)
         ]
         joined = parts[0] if len(parts) == 1 else RaggedBatch.concatenate(parts)
         if (np.diff(order) != 1).any():

@@ -19,7 +19,7 @@ __all__ = ["verify_dataset"]
 def verify_dataset(
     path: str | Path, on_shard: Callable[[ShardReceipt], None] | None = None
 ) -> tuple[Dataset, list[str]]:
-    """Check a dataset: files, sizes, checksums, foreign files, content hashes read through the format's library.
+    """Check a dataset: sizes, checksums, foreign files, and content read through the format's own library.
 
     Args:
         path: The dataset's directory.

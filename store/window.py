@@ -195,7 +195,8 @@ class WindowStore:
                 self._origins[rank] = 0
                 continue
             try:
-                memory, _ = self._window.Shared_query(rank)
+                own = rank == self._comm.rank
+                memory = self._window.tomemory() if own else self._window.Shared_query(rank)[0]
             except self._mpi.Exception:
                 continue
             if len(memory) >= expected[rank]:

@@ -146,6 +146,7 @@ def commit_dataset(
             np.add.at(counts[:, 1], sizes["dataset"], sizes["num_atoms"])
             split_counts += np.bincount(sizes["split"], minlength=len(SPLITS))
             file.write(sizes.tobytes())
+        entries = [_counted(entry, *map(int, row)) for entry, row in zip(datasets, counts, strict=True)]
     manifest = Manifest(
         format=format,
         fields=list(schema_of(name for receipt in receipts for name in receipt.fields)),
@@ -153,7 +154,7 @@ def commit_dataset(
         atoms=sum(receipt.atoms for receipt in receipts),
         edges=sum(receipt.edges for receipt in receipts),
         edges_cutoff=edges_cutoff,
-        datasets=[_counted(entry, *map(int, row)) for entry, row in zip(datasets, counts, strict=True)],
+        datasets=entries,
         shards=list(receipts),
         sizes=receipts_of(directory, directory / SIZES)[0],
         splits=splits.model_copy(update={"counts": dict(zip(SPLITS, map(int, split_counts), strict=True))}),
