@@ -27,8 +27,6 @@ __all__ = [
     "CalibrationWarning",
     "SpreadSums",
     "calibrate",
-    "calibrated_sigma",
-    "find_calibration",
 ]
 
 # Scored outputs and the smallest spread that is believed: float32 noise of the model, in the output's unit.
@@ -144,8 +142,8 @@ def calibrate(sums: Mapping[str, Sequence[SpreadSums]], dataset_names: Sequence[
 
     Returns:
         ``{output: {"unit", "pooled": {...}, "datasets": {name: {...}}}}``; outputs without validation
-        labels are left out, and so are datasets with fewer than `MIN_VALUES` values (`find_calibration` then
-        takes the pooled).
+        labels are left out, and so are datasets with fewer than `MIN_VALUES` values (the pooled one
+        stands in).
     """
     calibration: dict[str, Any] = {}
     for output, by_dataset in sums.items():
@@ -170,18 +168,3 @@ def calibrate(sums: Mapping[str, Sequence[SpreadSums]], dataset_names: Sequence[
             "datasets": fitted,
         }
     return calibration
-
-
-def find_calibration(calibration: Mapping[str, Any], output: str, dataset: str | None) -> dict[str, Any]:
-    """Return the calibration of an output for a dataset; the pooled one where it has none of its own."""
-    entry = calibration[output]
-    found: dict[str, Any] = entry["datasets"].get(dataset, entry["pooled"])
-    return found
-
-
-def calibrated_sigma(entry: Mapping[str, Any], spreads: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return calibrated sigmas for uncalibrated spreads, in the same unit."""
-    if entry["kind"] == "constant":
-        return np.full(np.shape(spreads), max(entry["rmse"], entry["floor"]))
-    sigmas: NDArray[np.float64] = entry["scale"] * np.maximum(spreads, entry["floor"])
-    return sigmas

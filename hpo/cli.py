@@ -1,6 +1,8 @@
 """The verbs of ``gfm hpo``, and of ``gfm ensemble``."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -134,7 +136,150 @@ def _show(summary: dict[str, Any], as_json: bool) -> None:
 
 ensemble_app = typer.Typer(help="Ensembles with calibrated uncertainty.", no_args_is_help=True)
 
+_Folder = Annotated[Path, typer.Argument(help="Folder of the ensemble.", show_default=False)]
+_Dataset = Annotated[Path | None, typer.Option(help="Dataset; by default the one it was trained on.")]
+_Run = Annotated[Path | None, typer.Option(help="Run folder of a training to report on.")]
+_Study = Annotated[Path | None, typer.Option(help="Folder of a study to report on.")]
+
 
 @ensemble_app.callback()
 def _ensemble() -> None:
-    """Ensembles with calibrated uncertainty."""
+    """Ensembles with calibrated uncertainty: chosen from a study, calibrated on validation, scored on test.
+
+    gfm ensemble select out/study --members 4 --out out/ensemble; gfm ensemble evaluate out/ensemble
+    """
+
+
+@ensemble_app.command("select")
+def _ensemble_select(
+    study: Annotated[Path, typer.Argument(help="Folder of a study, its `output`.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Folder to make for the ensemble.", show_default=False)],
+    members: Annotated[int, typer.Option(help="How many trials to take.")] = 3,
+    energy_weight: Annotated[
+        float, typer.Option(help="Weight of joules, relative to the dearest trial; 0 looks at accuracy only.")
+    ] = 0.1,
+    tolerance: Annotated[
+        float, typer.Option(help="First tier: loss at most this share above the best trial's.")
+    ] = 0.5,
+    as_json: _Json = False,
+) -> None:
+    """Choose members from the finished trials of a study: accuracy first, then energy.
+
+    The models are copied, so that the folder needs nothing else. The Pareto front of loss and joules is
+    written down with the choice.
+
+    Examples:
+      gfm ensemble select out/study --members 4 --out out/ensemble
+      gfm ensemble select out/study --members 8 --energy-weight 0.3 --out out/frugal
+    """
+    from hpo.select import select
+
+    with _warnings_as_lines():
+        ensemble = select(
+            study, out, members=members, energy_weight=energy_weight, tolerance=tolerance
+        )  # fmt: skip
+    if as_json:
+        print(json.dumps(ensemble, indent=1))
+        return
+    for member in ensemble["members"]:
+        joules = "" if member["joules"] is None else f", {member['joules']:.0f} J"
+        print(f"{member['model']}: trial {member['trial']}, loss {member['value']:.4g}{joules}")
+    front = ", ".join(str(number) for number in ensemble["selection"]["pareto_front"])
+    print(f"Pareto front of loss and joules: trials {front}")
+
+
+@ensemble_app.command("evaluate")
+def _ensemble_evaluate(
+    folder: _Folder,
+    dataset: _Dataset = None,
+    workers: Annotated[int, typer.Option(min=1, help="Worker processes on this machine.")] = 2,
+    batch_size: Annotated[int, typer.Option(min=1, help="Structures a model predicts at once.")] = 32,
+    run: _Run = None,
+    study: _Study = None,
+    as_json: _Json = False,
+) -> None:
+    """Predict with all members, calibrate on the validation split, score on the test split.
+
+    Dask spreads members and shards over worker processes. What is there already is not computed again, so the
+    same command continues an interrupted evaluation. Writes scores.json and report.html into the folder.
+
+    Examples:
+      gfm ensemble evaluate out/ensemble
+      gfm ensemble evaluate out/ensemble --dataset out/dataset --workers 8 --json > scores.json
+    """
+    import sys
+
+    from gfm.runtime.cluster import ClusterConfig, open_client
+    from hpo.ensemble import evaluate
+    from hpo.report import build_report
+    from hpo.waves import Waves
+
+    with _warnings_as_lines(), open_client(ClusterConfig(workers=workers)) as client:
+        print(f"Dask dashboard: {client.dashboard_link}", file=sys.stderr)
+        with Waves() as waves:
+            scores = evaluate(
+                folder, dataset, client=client, batch_size=batch_size, on_progress=waves.show
+            )  # fmt: skip
+    report = build_report(folder / "report.html", ensemble=folder, dataset=dataset, run=run, study=study)
+    print(f"report: {report}", file=sys.stderr)
+    if as_json:
+        print(json.dumps(scores, indent=1))
+        return
+    _show_scores(scores)
+
+
+@ensemble_app.command("report")
+def _ensemble_report(
+    folder: Annotated[Path | None, typer.Argument(help="Folder of the ensemble.", show_default=False)] = None,
+    out: Annotated[Path, typer.Option(help="The HTML file to write.")] = Path("report.html"),
+    dataset: _Dataset = None,
+    run: _Run = None,
+    study: _Study = None,
+) -> None:
+    """Write one page on dataset, training, study and ensemble; what is not given is left out with a sentence.
+
+    Examples:
+      gfm ensemble report out/ensemble --run out/train --out report.html
+      gfm ensemble report --dataset out/dataset --out dataset.html
+    """
+    from gfm.errors import ConfigError
+    from hpo.report import build_report
+
+    if folder is None and dataset is None and run is None and study is None:
+        raise ConfigError("nothing to report on: give the folder of an ensemble, --dataset, --run or --study")
+    print(build_report(out, ensemble=folder, dataset=dataset, run=run, study=study))
+
+
+def _show_scores(scores: dict[str, Any]) -> None:
+    """Print scores for a person."""
+    comparison = scores["comparison"]
+    print(f"{scores['members']} members on {scores['structures']['test']} test structures")
+    for key, label in (
+        ("energy_mae_mev_per_atom", "energy MAE, meV/atom"),
+        ("forces_mae_ev_per_angstrom", "forces MAE, eV/angstrom"),
+    ):
+        single, mean = comparison["single_best"][key], comparison["ensemble"][key]
+        if mean is not None:
+            print(f"  {label}: best single member {single:.4g}, ensemble {mean:.4g}")
+    for output in ("energy", "forces"):
+        for key in ("before", "after") if output in scores else ():
+            part = scores[output]["pooled"][key]
+            coverage = ", ".join(f"{100 * share:.0f} % in {level}" for level, share in part["coverage"].items())
+            print(
+                f"  {output} {key} calibration: NLL {part['nll']:.2f}, miscalibration area "
+                f"{part['miscalibration_area']:.3f}, ENCE {part['ence']:.2f}, coverage {coverage}"
+            )
+
+
+@contextmanager
+def _warnings_as_lines() -> Iterator[None]:
+    """Print warnings as single lines on stderr."""
+    import sys
+    import warnings
+
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+        print(f"warning: {message}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield

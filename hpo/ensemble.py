@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 
 from gfm.data.splits import SPLITS
 from gfm.errors import DataError, MissingDataError
+from gfm.model.ensemble_card import ENSEMBLE_FILE, read_ensemble
 from hpo.calibrate import OUTPUTS, calibrate
 from hpo.scores import LEVELS, ScoreSums
-from hpo.select import ENSEMBLE_FILE, SelectionWarning, read_ensemble, write_json
+from hpo.select import SelectionWarning, write_json
 from hpo.spread import (
     EVALUATED,
     Labels,

@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 from typing import Any, Self
 
+from gfm.model.ensemble_card import read_ensemble
 from gfm.runtime.runs import RunFolder
 from hpo.ensemble import CURVES_FILE, SCORES_FILE
-from hpo.select import read_ensemble
 
 __all__ = ["EnsembleFolder", "StudyFolder", "TrainingFolder", "read_json"]
 

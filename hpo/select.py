@@ -17,20 +17,16 @@ from pathlib import Path
 from typing import Any
 
 from gfm.errors import ConfigError, DataError, MissingDataError
+from gfm.model.ensemble_card import ENSEMBLE_FILE, FORMAT_VERSION
 from gfm.runtime.runs import write_whole
 
 __all__ = [
-    "FORMAT_VERSION",
     "SelectionWarning",
     "choose_members",
     "pareto_front",
-    "read_ensemble",
     "select",
     "write_json",
 ]
-
-FORMAT_VERSION = 1
-ENSEMBLE_FILE = "ensemble.json"
 
 
 class SelectionWarning(UserWarning):
@@ -155,24 +151,6 @@ def select(
         "calibration": None,
     }  # fmt: skip
     write_json(out / ENSEMBLE_FILE, ensemble)
-    return ensemble
-
-
-def read_ensemble(directory: str | Path) -> dict[str, Any]:
-    """Read ensemble.json of an ensemble's folder.
-
-    Raises:
-        MissingDataError: The folder holds no ensemble.
-        DataError: It was written by a version that this one does not know.
-    """
-    path = Path(directory) / ENSEMBLE_FILE
-    if not path.is_file():
-        raise MissingDataError(f"{path}: not there; an ensemble is made by `gfm ensemble select`")
-    ensemble: dict[str, Any] = json.loads(path.read_text())
-    if ensemble.get("format_version") != FORMAT_VERSION:
-        raise DataError(
-            f"{path}: format version {ensemble.get('format_version')}, this version reads {FORMAT_VERSION}"
-        )
     return ensemble
 
 

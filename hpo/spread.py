@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from gfm.data.ragged import RaggedBatch
 from gfm.data.splits import SPLITS
+from gfm.model.ensemble_card import calibrated_sigma, find_calibration
 from gfm.runtime.runs import write_whole
-from hpo.calibrate import FLOORS, OUTPUTS, SpreadSums, calibrated_sigma, find_calibration
+from hpo.calibrate import FLOORS, OUTPUTS, SpreadSums
 from hpo.scores import ScoreSums
 
 __all__ = [

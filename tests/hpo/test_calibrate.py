@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from hpo.calibrate import CalibrationWarning, SpreadSums, calibrate, calibrated_sigma, find_calibration
+from gfm.model.ensemble_card import calibrated_sigma, find_calibration
+from hpo.calibrate import CalibrationWarning, SpreadSums, calibrate
 from hpo.scores import score
 
 

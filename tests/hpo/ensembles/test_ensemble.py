@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from gfm.errors import DataError, MissingDataError
+from gfm.model.ensemble_card import calibrated_sigma
 from gfm.runtime.cluster import ClusterConfig, open_client
-from hpo.calibrate import CalibrationWarning, SpreadSums, calibrate, calibrated_sigma
+from hpo.calibrate import CalibrationWarning, SpreadSums, calibrate
 from hpo.ensemble import evaluate
 from hpo.scores import score
 from hpo.spread import RunningSpread, read_arrays
@@ -170,5 +171,5 @@ def test_what_cannot_be_evaluated_says_why(make_ensemble: Any, client: Any, tmp_
         evaluate(tmp_path / "nowhere", client=client)
     broken = make_ensemble("broken")
     (broken / "members" / "01" / "model.json").unlink()
-    with pytest.raises(MissingDataError, match="model.json"):
+    with pytest.raises(MissingDataError, match=r"model\.json"):
         evaluate(broken, client=client)
