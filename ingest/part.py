@@ -1,0 +1,167 @@
+"""One task: read a part, refuse what is not wanted, write one shard, hand back a small receipt.
+
+Everything large stays on the disk. The receipt is written last, atomically: with it the part is finished,
+without it the next run does the part again.
+"""
+
+import json
+import traceback
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gfm.data.neighbors import count_edges
+from gfm.data.ragged import RaggedBatch
+from gfm.data.splits import split_of
+from gfm.errors import DataError, GfmError
+from gfm.runtime.config import Config
+from ingest.normalise import normalise
+from ingest.plan import Plan, PlannedPart
+from ingest.readers.base import Reader, Reject
+from ingest.recipe import Recipe
+from ingest.sums import sums_of
+from store.integrity import replacing
+from store.manifest import ShardReceipt
+from store.writer import write_shard
+
+__all__ = ["PartReceipt", "PartTask", "receipt_path", "run_part", "task_of"]
+
+
+class PartReceipt(Config):
+    """What a finished part hands back.
+
+    Attributes:
+        digest: Digest of the plan it is a part of.
+        name: Name of the part.
+        dataset: Name of its dataset.
+        structures: Structures accepted.
+        rejects: Refused records by reason.
+        shard: What was written; None where nothing was accepted.
+        sums: Its share of the statistics (`ingest.sums.Sums`), None where nothing was accepted.
+    """
+
+    digest: str
+    name: str
+    dataset: str
+    structures: int
+    rejects: dict[str, int]
+    shard: ShardReceipt | None
+    sums: dict[str, Any] | None
+
+
+@dataclass(frozen=True)
+class PartTask:
+    """All that a worker needs for one part; small and picklable."""
+
+    digest: str
+    recipe: Recipe
+    reader: Reader
+    planned: PlannedPart
+
+    @property
+    def dataset(self) -> str:
+        """Name of the dataset the part belongs to."""
+        return self.recipe.sources[self.planned.source].name
+
+
+def task_of(plan: Plan, planned: PlannedPart) -> PartTask:
+    """Return the task of a planned part; its output path is absolute, workers may run elsewhere."""
+    recipe = plan.recipe.model_copy(update={"output": plan.recipe.output.absolute()})
+    return PartTask(plan.digest, recipe, plan.readers[planned.source], planned)
+
+
+def receipt_path(output: Path, name: str) -> Path:
+    """Return where the receipt of a part lies."""
+    return output / "build" / "receipts" / f"{name}.json"
+
+
+def run_part(task: PartTask) -> dict[str, Any]:
+    """Do one part and return its receipt (a JSON value, as written to its file).
+
+    Raises:
+        DataError: The file cannot be read and ``on_error`` is ``stop``; the text names file and part.
+    """
+    recipe, planned = task.recipe, task.planned
+    batch, rejects = _read(task)
+    names = [source.name for source in recipe.sources]
+    shard = sums = None
+    if len(batch):
+        batch.columns["dataset"] = np.full(len(batch), planned.source, dtype=np.uint8)
+        columns = batch.columns
+        num_edges = count_edges(
+            columns["positions"], columns["cell"], columns["pbc"], batch.offsets, recipe.edges_cutoff
+        )
+        split = split_of(columns["group"], tuple(recipe.split.fractions.values()), recipe.split.seed)
+        sums = sums_of(batch, num_edges, split).to_json()
+        shard = write_shard(
+            recipe.output, planned.name, batch,
+            num_edges=num_edges, split=split, dataset_names=names, format=recipe.format,
+        )  # fmt: skip
+    _write_rejects(recipe.output / "rejects" / f"{planned.name}.jsonl", rejects, task.dataset)
+    receipt = PartReceipt(
+        digest=task.digest,
+        name=planned.name,
+        dataset=task.dataset,
+        structures=len(batch),
+        rejects=_by_reason(rejects),
+        shard=shard,
+        sums=sums,
+    ).model_dump(mode="json")
+    path = receipt_path(recipe.output, planned.name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(receipt))
+    return receipt
+
+
+def _read(task: PartTask) -> tuple[RaggedBatch, list[Reject]]:
+    """Return the accepted structures of a part and everything that was refused in it."""
+    part = task.planned.part
+    accepted: list[RaggedBatch] = []
+    rejects: list[Reject] = []
+    where = f"{part.path} ({part.label})"
+    try:
+        for block in task.reader.read(part):
+            kept, refused = normalise(block.batch, block.sources, task.recipe.filters)
+            rejects += [*block.rejects, *refused]
+            accepted.append(kept)
+    except DataError as error:
+        if task.recipe.on_error == "stop":
+            text = str(error) if part.path in str(error) else f"{where}: {error}"
+            raise type(error)(
+                f"{text}. Mend or replace the file and run the same command again: finished parts are kept; or "
+                "set on_error: reject to count what cannot be read"
+            ) from error
+        rejects.append(Reject(part.path, "unreadable-file", str(error)))
+    except (GfmError, MemoryError):
+        raise
+    except Exception as error:
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        raise DataError(
+            f"{where}: the reader {part.reader} failed with {type(error).__name__}: {error} "
+            f"(at {frame.filename}:{frame.lineno}); either the file has a layout it does not know, or this is "
+            "a mistake in the reader"
+        ) from error
+    return RaggedBatch.concatenate(accepted), rejects
+
+
+def _by_reason(rejects: Iterable[Reject]) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for reject in rejects:
+        counts[reject.reason] = counts.get(reject.reason, 0) + 1
+    return dict(sorted(counts.items()))
+
+
+def _write_rejects(path: Path, rejects: list[Reject], dataset: str) -> None:
+    """Write one line per refused record; no file where there is none."""
+    if not rejects:
+        path.unlink(missing_ok=True)
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary, temporary.open("w") as file:
+        for item in rejects:
+            line = {"source": item.source, "reason": item.reason, "value": item.value, "dataset": dataset}
+            file.write(json.dumps(line) + "\n")

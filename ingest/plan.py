@@ -1,0 +1,109 @@
+"""The plan: every file cut into fixed parts, in a fixed order, with a digest that says when two plans are one.
+
+Parts, their order and their names follow from the recipe and the sizes of the files alone, so any number of
+workers, any order of tasks and any number of interrupted runs add up to the same dataset.
+"""
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gfm.errors import DataError
+from ingest.readers.base import Part, Reader
+from ingest.recipe import Recipe
+
+__all__ = ["PIPELINE_VERSION", "Plan", "PlannedPart", "differences", "make_plan"]
+
+# Raised whenever the same recipe and files would give another dataset; an unfinished run of an older version is
+# then not continued.
+PIPELINE_VERSION = 1
+
+
+@dataclass(frozen=True)
+class PlannedPart:
+    """One task: a part of a source, and the name of its shard, receipt and rejects."""
+
+    index: int
+    name: str
+    source: int
+    part: Part
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All tasks of a recipe.
+
+    Attributes:
+        recipe: What it follows.
+        readers: Reader of each source.
+        parts: The tasks, in the order of rows.
+        digest: Hash of everything the dataset's content depends on.
+    """
+
+    recipe: Recipe
+    readers: tuple[Reader, ...]
+    parts: tuple[PlannedPart, ...]
+    digest: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what is kept beside the receipts, to know and to explain another plan."""
+        return {"digest": self.digest, **_content(self.recipe, self.parts)}
+
+
+def make_plan(recipe: Recipe) -> Plan:
+    """Look at the files of a recipe and cut them into parts; nothing is read yet.
+
+    Raises:
+        ConfigError: A reader or one of its options does not exist.
+        MissingDataError: There is nothing at a path.
+        DataError: A file is of another layout, or a source has nothing to read.
+    """
+    # All options are checked before the first file is opened.
+    readers = tuple(source.open_reader() for source in recipe.sources)
+    parts: list[PlannedPart] = []
+    for index, (source, reader) in enumerate(zip(recipe.sources, readers, strict=True)):
+        found = reader.plan(source.path, int(recipe.part_bytes))
+        if not found:
+            raise DataError(f"source {source.name}: {source.path} holds nothing that {source.reader} reads")
+        for part in found:
+            parts.append(PlannedPart(len(parts), f"{len(parts):06d}", index, part))
+    text = json.dumps(_content(recipe, parts), sort_keys=True, separators=(",", ":"))
+    return Plan(recipe, readers, tuple(parts), hashlib.sha256(text.encode()).hexdigest())
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Say in lines where two plans (values of `Plan.to_json`) differ: settings first, else files."""
+    lines = _differences(old.get("recipe"), new.get("recipe"), "")
+    if old.get("version") != new.get("version"):
+        lines.append(f"version of the pipeline: {old.get('version')} before, {new.get('version')} now")
+    if lines:
+        return lines
+    lines = _differences(old.get("files"), new.get("files"), "size of ")
+    return lines or ["the files are cut into other parts than before: their content changed"]
+
+
+def _content(recipe: Recipe, parts: "list[PlannedPart] | tuple[PlannedPart, ...]") -> dict[str, Any]:
+    paths = sorted({planned.part.path for planned in parts})
+    return {
+        "version": PIPELINE_VERSION,
+        "recipe": recipe.content(),
+        "files": {path: Path(path).stat().st_size for path in paths if Path(path).is_file()},
+        "parts": [
+            {"name": item.name, "source": item.source, **dataclasses.asdict(item.part)} for item in parts
+        ],
+    }
+
+
+def _differences(old: Any, new: Any, where: str) -> list[str]:
+    """Compare JSON values leaf by leaf."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        dot = where if not where or where.endswith(" ") else f"{where}."
+        keys = [*old, *(key for key in new if key not in old)]
+        return [line for key in keys for line in _differences(old.get(key), new.get(key), f"{dot}{key}")]
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        pairs = enumerate(zip(old, new, strict=True))
+        return [line for i, (a, b) in pairs for line in _differences(a, b, f"{where}[{i}]")]
+    return [] if old == new else [f"{where}: {json.dumps(old)} before, {json.dumps(new)} now"]

@@ -1,0 +1,113 @@
+"""The recipe: what to read, to refuse, how to split, where to write. A dataset depends on nothing else."""
+
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import pydantic
+
+from gfm.data.splits import SPLITS
+from gfm.runtime.cluster import ClusterConfig
+from gfm.runtime.config import Config, parse_config
+from ingest.readers import READERS
+from ingest.readers.base import Reader
+
+__all__ = ["Filters", "Recipe", "Source", "SplitConfig"]
+
+# Settings that change where and how the work is done, not what comes out of it.
+_NOT_CONTENT = {"output", "on_error", "cluster"}
+
+
+class Source(Config):
+    """One published data set to read.
+
+    Attributes:
+        name: Name of the dataset inside the result; letters, digits, ``.``, ``_``, ``-``.
+        reader: Which layout its files have.
+        path: File, folder or glob; relative to the current directory.
+        options: The reader's own options.
+    """
+
+    name: str = pydantic.Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    reader: str
+    path: str
+    options: dict[str, Any] = pydantic.Field(default_factory=dict)
+
+    def open_reader(self) -> Reader:
+        """Return the reader with its options.
+
+        Raises:
+            ConfigError: There is no such reader, or it has no such option.
+        """
+        cls: type[Reader] = READERS.get(self.reader)
+        return parse_config(cls, self.options, f"source {self.name}: options")
+
+
+class Filters(Config):
+    """What a sound record must keep to; null for no limit.
+
+    Attributes:
+        max_force: Largest force on an atom, eV/angstrom.
+        min_distance: Shortest distance between two atoms, periodic images included, angstrom.
+        max_atoms: Most atoms of a structure.
+    """
+
+    max_force: float | None = pydantic.Field(default=500.0, gt=0)
+    min_distance: float | None = pydantic.Field(default=0.3, gt=0)
+    max_atoms: int | None = pydantic.Field(default=None, ge=1)
+
+
+class SplitConfig(Config):
+    """Expected shares of the splits, by group, and the seed of the partition."""
+
+    train: float = pydantic.Field(default=0.8, ge=0)
+    validation: float = pydantic.Field(default=0.1, ge=0)
+    test: float = pydantic.Field(default=0.1, ge=0)
+    seed: int = pydantic.Field(default=0, ge=0)
+
+    @property
+    def fractions(self) -> dict[str, float]:
+        """Share by split, in the order of `SPLITS`."""
+        return {name: getattr(self, name) for name in SPLITS}
+
+    @pydantic.model_validator(mode="after")
+    def _whole(self) -> Self:
+        if abs(sum(self.fractions.values()) - 1.0) > 1e-9:
+            raise ValueError(f"train, validation and test add up to {sum(self.fractions.values())}, expected 1")
+        return self
+
+
+class Recipe(Config):
+    """A whole ingestion.
+
+    Attributes:
+        output: The dataset's directory.
+        format: Backend of the shards.
+        sources: What to read; their order is the order of datasets and rows.
+        filters: What is refused, with its reason in ``rejects/``.
+        split: How groups are divided into train, validation and test.
+        edges_cutoff: Cutoff at which the edges of each structure are counted, angstrom.
+        part_bytes: About how many bytes of raw files one task reads, and so what a task holds in memory.
+        on_error: Whether a file that cannot be read stops the run, or is counted as one reject.
+        cluster: Where Dask computes.
+    """
+
+    output: Path
+    format: Literal["adios", "zarr"] = "adios"
+    sources: list[Source] = pydantic.Field(min_length=1, max_length=256)
+    filters: Filters = Filters()
+    split: SplitConfig = SplitConfig()
+    edges_cutoff: float = pydantic.Field(default=5.0, gt=0)
+    part_bytes: pydantic.ByteSize = pydantic.Field(default=pydantic.ByteSize(64 << 20), ge=1)
+    on_error: Literal["stop", "reject"] = "stop"
+    cluster: ClusterConfig = ClusterConfig()
+
+    @pydantic.model_validator(mode="after")
+    def _distinct_names(self) -> Self:
+        names = [source.name for source in self.sources]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"sources: two are called {', '.join(twice)}; names tell the datasets apart")
+        return self
+
+    def content(self) -> dict[str, Any]:
+        """Return the settings that the dataset's content depends on (a JSON value)."""
+        return self.model_dump(mode="json", exclude=_NOT_CONTENT)

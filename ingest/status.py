@@ -1,0 +1,86 @@
+"""How far an ingestion is, from what lies on the disk: works beside a running one and after a crash."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from gfm.errors import MissingDataError
+from ingest.output import PLAN, finished_receipt, is_running
+from store.manifest import MANIFEST, Manifest
+
+__all__ = ["status_of"]
+
+
+def status_of(output: Path) -> dict[str, Any]:
+    """Return the state of an output directory (a JSON value).
+
+    Its keys: ``output``; ``state``: ``complete``, ``running`` or ``unfinished``; ``parts`` done and total;
+    ``structures``; ``rejects`` by reason; ``datasets`` with the same for each; ``dashboard`` while running.
+
+    Raises:
+        MissingDataError: No ingestion was ever begun there.
+    """
+    plan_path = output / PLAN
+    if (output / MANIFEST).exists():
+        return _complete(output, Manifest.load(output))
+    if not plan_path.exists():
+        raise MissingDataError(f"{output}: no ingestion was begun here; gfm ingest run RECIPE begins one")
+    plan = json.loads(plan_path.read_text())
+    names = [source["name"] for source in plan["recipe"]["sources"]]
+    datasets = {
+        name: {"name": name, "parts": {"done": 0, "total": 0}, "structures": 0, "rejected": {}}
+        for name in names
+    }
+    for part in plan["parts"]:
+        entry: dict[str, Any] = datasets[names[part["source"]]]
+        entry["parts"]["total"] += 1
+        receipt = finished_receipt(output, plan["digest"], part["name"])
+        if receipt is not None:
+            entry["parts"]["done"] += 1
+            entry["structures"] += receipt.structures
+            for reason, count in receipt.rejects.items():
+                entry["rejected"][reason] = entry["rejected"].get(reason, 0) + count
+    running = is_running(output)
+    return {
+        "output": str(output),
+        "state": "running" if running else "unfinished",
+        **_totals(list(datasets.values())),
+        "dashboard": _dashboard(output) if running else None,
+        "datasets": list(datasets.values()),
+    }
+
+
+def _complete(output: Path, manifest: Manifest) -> dict[str, Any]:
+    parts = manifest.provenance.get("parts", len(manifest.shards))
+    return {
+        "output": str(output),
+        "state": "complete",
+        "parts": {"done": parts, "total": parts},
+        "structures": manifest.structures,
+        "rejects": manifest.rejects,
+        "dashboard": None,
+        "datasets": [
+            {"name": entry.name, "structures": entry.structures, "rejected": entry.rejected}
+            for entry in manifest.datasets
+        ],
+    }
+
+
+def _totals(datasets: list[dict[str, Any]]) -> dict[str, Any]:
+    rejects: dict[str, int] = {}
+    for entry in datasets:
+        for reason, count in entry["rejected"].items():
+            rejects[reason] = rejects.get(reason, 0) + count
+    return {
+        "parts": {key: sum(entry["parts"][key] for entry in datasets) for key in ("done", "total")},
+        "structures": sum(entry["structures"] for entry in datasets),
+        "rejects": rejects,
+    }
+
+
+def _dashboard(output: Path) -> str | None:
+    try:
+        address: str = json.loads((output / "build" / "running.json").read_text())["dashboard"]
+    except FileNotFoundError:
+        return None
+    return address
