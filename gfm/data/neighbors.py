@@ -71,7 +71,7 @@ def neighbor_edges(
     if max_neighbors is not None and max_neighbors < 1:
         raise ConfigError(f"max_neighbors is {max_neighbors}, expected at least 1, or null for no cap")
     sources, targets, shifts, edge_offsets, bad, code = _all_edges(
-        points, vectors, periodic, pointer, float(cutoff), max_neighbors or 0
+        points, vectors, periodic, pointer, float(cutoff), max_neighbors or 0, True
     )
     _raise_for(bad, code)
     return EdgeList(sources, targets, shifts, edge_offsets)
@@ -82,9 +82,10 @@ def count_edges(
 ) -> NDArray[np.int64]:
     """Count the edges of each structure (G,) without keeping them; arguments and errors of `neighbor_edges`."""
     points, vectors, periodic, pointer = _checked(positions, cells, pbc, offsets, cutoff)
-    counts, bad, code = _all_counts(points, vectors, periodic, pointer, float(cutoff))
+    *_, edge_offsets, bad, code = _all_edges(points, vectors, periodic, pointer, float(cutoff), 0, False)
     _raise_for(bad, code)
-    return counts  # type: ignore[no-any-return]
+    counts: NDArray[np.int64] = np.diff(edge_offsets)
+    return counts
 
 
 def edge_vectors(edges: EdgeList, positions: ArrayLike, cells: ArrayLike) -> NDArray[np.float64]:
@@ -252,20 +253,24 @@ def _pair_by_pair(points, triangular, order, m, cutoff, pairs, squares, count): 
 
 
 @numba.njit(nogil=True, cache=True)
-def _by_bins(points, triangular, order, m, cutoff, pairs, squares, count):  # type: ignore[no-untyped-def]
+def _by_bins(points, fractions, triangular, order, m, cutoff, pairs, squares, count):  # type: ignore[no-untyped-def]
     """Append the same half list as `_pair_by_pair`, in the same order up to images; time linear in atoms."""
     num = len(points)
     limit = cutoff * cutoff
-    full = triangular.copy()
-    for a in range(m, 3):
-        full[a, a] = 1.0
-    inverse = np.linalg.inv(full)
-    fractions = points @ inverse
+    inverse = np.zeros((3, 3))
+    for a in range(3):
+        inverse[a, a] = 1.0 / triangular[a, a] if a < m else 1.0
+        for b in range(a - 1, -1, -1):
+            for c in range(b + 1, a + 1):
+                inverse[a, b] -= inverse[a, c] * triangular[c, b]
+            inverse[a, b] *= inverse[b, b]
     start, bins, reach = np.zeros(3), np.ones(3, dtype=np.int64), np.zeros(3, dtype=np.int64)
     width = np.ones(3)
     most = int(np.ceil(num ** (1.0 / 3.0))) + 1
     for a in range(3):
-        height = 1.0 / np.sqrt(np.sum(inverse[:, a] ** 2))  # of the unit of this coordinate
+        height = 1.0 / np.sqrt(
+            inverse[0, a] ** 2 + inverse[1, a] ** 2 + inverse[2, a] ** 2
+        )  # of the unit of this coordinate
         extent = 1.0
         if a >= m:
             start[a] = fractions[:, a].min()
@@ -352,29 +357,46 @@ def _by_bins(points, triangular, order, m, cutoff, pairs, squares, count):  # ty
 
 
 @numba.njit(nogil=True, cache=True)
-def _half_list(positions, cell, periodic, cutoff, pairs, squares, count):  # type: ignore[no-untyped-def]
-    """Append the half list of one structure, atoms counted from 0; the last value returned is an error code."""
-    axes, triangular, order, m = _frame(cell, periodic)
-    if m < 0:
-        return pairs, squares, count, _FLAT_CELL
+def _wrapped(positions, axes, triangular, order, m):  # type: ignore[no-untyped-def]
+    """Return points in the frame (N, 3), their fractions (N, 3), and the lattice vectors taken off (N, 3).
+
+    Fractions of periodic vectors are in [0, 1); the other columns are lengths along their axes.
+    """
     num = len(positions)
-    points = np.empty((num, 3))
+    points, fractions = np.empty((num, 3)), np.empty((num, 3))
     wraps = np.zeros((num, 3), dtype=np.int64)
     for i in range(num):
         for a in range(3):
             points[i, a] = (
                 positions[i, 0] * axes[a, 0] + positions[i, 1] * axes[a, 1] + positions[i, 2] * axes[a, 2]
             )
-        if not np.isfinite(points[i, 0] + points[i, 1] + points[i, 2]):
-            return pairs, squares, count, _NOT_FINITE
+            fractions[i, a] = points[i, a]
         for a in range(m - 1, -1, -1):
-            turns = int(np.floor(points[i, a] / triangular[a, a]))
-            wraps[i, order[a]] = turns
+            fractions[i, a] /= triangular[a, a]
+            for b in range(a):
+                fractions[i, b] -= fractions[i, a] * triangular[a, b]
+        for a in range(m):
+            turns = np.floor(fractions[i, a])
+            fractions[i, a] -= turns
+            wraps[i, order[a]] = int(turns)
             for b in range(a + 1):
                 points[i, b] -= turns * triangular[a, b]
+    return points, fractions, wraps
+
+
+@numba.njit(nogil=True, cache=True)
+def _half_list(positions, cell, periodic, cutoff, pairs, squares, count):  # type: ignore[no-untyped-def]
+    """Append the half list of one structure, atoms counted from 0; the last value returned is an error code."""
+    for i in range(len(positions)):
+        if not np.isfinite(positions[i, 0] + positions[i, 1] + positions[i, 2]):
+            return pairs, squares, count, _NOT_FINITE
+    axes, triangular, order, m = _frame(cell, periodic)
+    if m < 0:
+        return pairs, squares, count, _FLAT_CELL
+    points, fractions, wraps = _wrapped(positions, axes, triangular, order, m)
     before = count
-    if num > BINNED_FROM:
-        pairs, squares, count = _by_bins(points, triangular, order, m, cutoff, pairs, squares, count)
+    if len(positions) > BINNED_FROM:
+        pairs, squares, count = _by_bins(points, fractions, triangular, order, m, cutoff, pairs, squares, count)
     else:
         pairs, squares, count = _pair_by_pair(points, triangular, order, m, cutoff, pairs, squares, count)
     for k in range(before, count):
@@ -415,8 +437,11 @@ def _capped(num, pairs, squares, before, count, cap):  # type: ignore[no-untyped
 
 
 @numba.njit(nogil=True, cache=True)
-def _all_edges(positions, cells, pbc, offsets, cutoff, cap):  # type: ignore[no-untyped-def]
-    """Return sources, targets, shifts, row pointer, and the structure and code of an error (code 0: none)."""
+def _all_edges(positions, cells, pbc, offsets, cutoff, cap, keep):  # type: ignore[no-untyped-def]
+    """Return sources, targets, shifts, row pointer, and the structure and code of an error (code 0: none).
+
+    Without ``keep`` edges are only counted, and the first three are empty.
+    """
     num_structures = len(offsets) - 1
     pairs, squares = (
         np.empty((1024 + 32 * len(positions), 5), dtype=np.int32),
@@ -438,7 +463,9 @@ def _all_edges(positions, cells, pbc, offsets, cutoff, cap):  # type: ignore[no-
             break
         if cap > 0:
             count = _capped(stop - start, pairs, squares, before, count, cap)
-        edge_offsets[g + 1] = 2 * count
+        edge_offsets[g + 1] = edge_offsets[g] + 2 * (count - before)
+        if not keep:
+            count = 0
         for k in range(before, count):
             pairs[k, 0] += start
             pairs[k, 1] += start
@@ -461,22 +488,6 @@ def _all_edges(positions, cells, pbc, offsets, cutoff, cap):  # type: ignore[no-
             shifts[e, a] = pairs[k, 2 + a]
             shifts[back, a] = -pairs[k, 2 + a]
     return sources, targets, shifts, edge_offsets, bad, code
-
-
-@numba.njit(nogil=True, cache=True)
-def _all_counts(positions, cells, pbc, offsets, cutoff):  # type: ignore[no-untyped-def]
-    """Return edges per structure, and the structure and code of an error (code 0: none)."""
-    counts = np.zeros(len(offsets) - 1, dtype=np.int64)
-    pairs, squares = np.empty((4096, 5), dtype=np.int32), np.empty(4096)
-    for g in range(len(offsets) - 1):
-        start, stop = offsets[g], offsets[g + 1]
-        pairs, squares, count, code = _half_list(
-            positions[start:stop], cells[g], pbc[g], cutoff, pairs, squares, 0
-        )
-        if code != 0:
-            return counts, g, code
-        counts[g] = 2 * count
-    return counts, 0, 0
 
 
 @numba.njit(nogil=True, cache=True)

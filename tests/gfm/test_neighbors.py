@@ -78,14 +78,9 @@ def run_with(binned: bool, positions, cell, pbc, cutoff) -> EdgeList:
     if not binned:
         return edges_of(positions, cell, pbc, cutoff)
     axes, triangular, order, m = module._frame(np.ascontiguousarray(cell), np.array(pbc))
-    points = positions @ axes.T
-    wraps = np.zeros((len(points), 3), dtype=int)
-    for a in range(m - 1, -1, -1):
-        turns = np.floor(points[:, a] / triangular[a, a])
-        wraps[:, order[a]] = turns
-        points -= turns[:, None] * triangular[a]
+    points, fractions, wraps = module._wrapped(positions, axes, triangular, order, m)
     pairs, _, count = module._by_bins(
-        points, triangular, order, m, cutoff, np.empty((1, 5), dtype=np.int32), np.empty(1), 0
+        points, fractions, triangular, order, m, cutoff, np.empty((1, 5), dtype=np.int32), np.empty(1), 0
     )
     i, j, shifts = pairs[:count, 0], pairs[:count, 1], pairs[:count, 2:]
     shifts = shifts + wraps[i] - wraps[j]
