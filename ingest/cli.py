@@ -1,5 +1,6 @@
 """The verbs of ``gfm ingest``."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +14,55 @@ app = typer.Typer(name="ingest", help="Raw published files to a dataset on disk.
 @app.callback()
 def _main() -> None:
     """Raw published files to a dataset on disk."""
+
+
+@app.command()
+def run(
+    recipe: Annotated[Path, typer.Argument(help="The recipe (YAML).", show_default=False)],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Settings of the recipe: key.sub=value.", show_default=False)
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be read, by part.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout at the end.")] = False,
+) -> None:
+    """Read raw files as a recipe says, on Dask, and write a dataset. Run it again to go on after a stop.
+
+    Paths in the recipe are relative to the current directory. The smallest recipe:
+
+        output: out/dataset
+        sources:
+          - {name: ani1x, reader: ani1x, path: raw/ani1x-release.h5}
+
+    Examples: gfm ingest run recipe.yaml; gfm ingest run recipe.yaml format=zarr cluster.workers=2
+    """
+    from gfm.runtime.config import load_config
+    from ingest import console
+    from ingest.recipe import Recipe
+
+    config = load_config(Recipe, recipe, overrides or [])
+    if dry_run:
+        console.show_plan(config, as_json)
+        return
+    try:
+        console.run(config, as_json)
+    except KeyboardInterrupt:
+        print("gfm: interrupted; the same command goes on where it stopped", file=sys.stderr)
+        raise typer.Exit(130) from None
+
+
+@app.command()
+def status(
+    output: Annotated[Path, typer.Argument(help="Output directory of a recipe.", show_default=False)],
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+) -> None:
+    """Say how far an ingestion is: also from another terminal while it runs, and after a crash.
+
+    Example: gfm ingest status out/dataset
+    """
+    from ingest import console
+    from ingest.status import status_of
+
+    console.show_status(status_of(output), as_json)
 
 
 sample_data_app = typer.Typer(add_completion=False, help="Small raw files in the five published layouts.")
@@ -36,7 +86,6 @@ def _sample_data(
     Examples: gfm sample-data raw; gfm sample-data raw --structures 1000 --only ani1x --only mptrj
     """
     import json
-    import sys
 
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
