@@ -187,6 +187,7 @@ def trial_config(
         data = with_setting(data, path.split("."), value, where)
     data.update(output=str(folder), epochs=config.epochs)
     cores = len(os.sched_getaffinity(0))
+    data.setdefault("plots", False)  # of many trials nobody looks at
     data.setdefault("threads", max(1, cores // (config.workers * config.ranks)))
     return parse_config(TrainConfig, data, where)
 
