@@ -9,6 +9,7 @@ Source: Godoy et al. 2020, SoftwareX 12, 100561, doi:10.1016/j.softx.2020.100561
 
 import sys
 import threading
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -96,11 +97,12 @@ class _AdiosColumns:
         self._places = places
         with _LOCK:
             adios2 = _import_adios2()
-            # The objects below must outlive the engine; ADIOS does not keep them.
-            self._adios = adios2.Adios()
-            self._io = self._adios.declare_io("read")
+            adios = adios2.Adios()
+            self._io = adios.declare_io("read")
             self._io.set_engine("BP5")
             self._engine = self._io.open(str(path), adios2.bindings.Mode.ReadRandomAccess)
+            # Closed with its last reader, or at exit.
+            weakref.finalize(self, _close, self._engine, self._io, adios)
             self._sync = adios2.bindings.Mode.Sync
             for name, place in places.items():
                 variable = self._io.inquire_variable(name)
@@ -130,12 +132,11 @@ class _AdiosColumns:
             variable.set_selection([[start] + [0] * (column.ndim - 1), list(column.shape)])
             self._engine.get(variable, column, self._sync)
 
-    def __del__(self) -> None:
-        """Close the file with the last reader."""
-        engine = getattr(self, "_engine", None)
-        if engine is not None:
-            with _LOCK:
-                engine.close()
+
+def _close(engine: Any, *_: Any) -> None:
+    """Close a file; the objects it was opened with come along, since they must outlive it."""
+    with _LOCK:
+        engine.close()
 
 
 def _find_columns(path: Path, columns: Mapping[str, NDArray[Any]]) -> dict[str, int]:

@@ -5,13 +5,14 @@ The same protocol stands before packed records in this process's memory (`LocalS
 """
 
 import threading
-from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gfm.data.ragged import RaggedBatch
-from gfm.errors import DataError
+from gfm.errors import ConfigError, DataError
+from gfm.runtime.registry import suggest
 from store.dataset import Dataset
 from store.index import RowIndex
 from store.memory import require_memory
@@ -183,12 +184,17 @@ def open_samples(
     Raises:
         ResourceError: Memory would not suffice; the text says how much is needed and what would do.
         CorruptDataError: A file is not what was written; raised on all ranks.
-        DataError: ``rma`` without a communicator.
+        ConfigError: There is no such store, or ``rma`` without a communicator.
     """
+    kinds = get_args(Kind)
+    if kind not in kinds:
+        raise ConfigError(f"no store is called {kind!r}.{suggest(kind, kinds)} Stores: {', '.join(kinds)}")
     several = comm is not None and comm.Get_size() > 1
     if kind == "rma" or (kind == "auto" and several):
         if comm is None:
-            raise DataError("store 'rma' needs ranks: start with mpiexec or srun, or choose 'local' or 'disk'")
+            raise ConfigError(
+                "store 'rma' needs ranks: start with mpiexec or srun, or choose 'local' or 'disk'"
+            )
         from store.window import WindowStore
 
         return WindowStore(dataset, comm, ids)

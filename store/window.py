@@ -10,7 +10,8 @@ Source: MPI-4.1, chapter 12, One-Sided Communications, https://www.mpi-forum.org
 import atexit
 import threading
 import warnings
-from typing import TYPE_CHECKING, Any, Self
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import numba
 import numpy as np
@@ -32,6 +33,8 @@ __all__ = ["WindowStore"]
 # Open MPI refuses 2 GiB and DDStore returns garbage for it; a quarter of that costs nothing.
 _MAX_GET = 512 << 20
 _PROGRESS_SECONDS = 1e-3
+
+T = TypeVar("T")
 
 
 class WindowStore:
@@ -63,7 +66,7 @@ class WindowStore:
         self._comm = comm.Dup()
         self._node = self._comm.Split_type(MPI.COMM_TYPE_SHARED)
         self._agree(dataset, ids)
-        self._index, self._index_window = _node_index(dataset, ids, self._node)
+        self._index, self._index_window = _node_index(dataset, ids, self._comm, self._node)
         rank, size = self._comm.rank, self._comm.size
         shares = np.arange(size + 1) * (int(self._index.starts[-1]) / size)
         # First record of every rank: contiguous runs of about equal bytes.
@@ -161,20 +164,18 @@ class WindowStore:
 
     def _load(self, dataset: Dataset, own: int) -> None:
         """Fill this rank's part; if one rank fails, all raise."""
-        rank = self._comm.rank
-        failure: Exception | None = None
-        try:
+        first, last = (int(bound) for bound in self._bounds[self._comm.rank : self._comm.rank + 2])
+
+        def load() -> None:
             part = _bytes_of(self._window.tomemory())[:own]
-            load_records(dataset, self._index, int(self._bounds[rank]), int(self._bounds[rank + 1]), part)
-        except (GfmError, OSError) as error:
-            failure = error
-        del part
-        failures = [(where, met) for where, met in enumerate(self._comm.allgather(failure)) if met]
-        if failures:
+            load_records(dataset, self._index, first, last, part)
+
+        try:
+            _together(self._comm, load)
+        except Exception:
             self._closed = True
             self._free()
-            where, first = failures[0]
-            raise failure or type(first)(f"rank {where}, while loading: {first}")
+            raise
         # The fence between the last store by any rank and the first load or Get by another.
         self._window.Sync()
         self._comm.Barrier()
@@ -285,17 +286,34 @@ class WindowStore:
         self._comm.Free()
 
 
-def _node_index(dataset: Dataset, ids: NDArray[np.integer] | None, node: Any) -> tuple[RowIndex, Any]:
+def _together(comm: Any, action: Callable[[], T]) -> T:
+    """Run an action on every rank; if it fails on one, raise on all, so that none waits for ever."""
+    failure: Exception | None = None
+    try:
+        result = action()
+    except (GfmError, OSError, MemoryError) as error:
+        failure = error
+    failures = [(rank, met) for rank, met in enumerate(comm.allgather(failure)) if met is not None]
+    if failures:
+        rank, first = failures[0]
+        raise failure or type(first)(f"rank {rank}: {first}")
+    return result
+
+
+def _node_index(
+    dataset: Dataset, ids: NDArray[np.integer] | None, comm: Any, node: Any
+) -> tuple[RowIndex, Any]:
     """Return the row index, kept once per node, and the window it lies in (None where a rank is alone)."""
-    if node.size == 1:
-        return RowIndex.of(dataset, ids), None
     from mpi4py import MPI
 
-    index = RowIndex.of(dataset, ids) if node.rank == 0 else None
+    index = _together(comm, lambda: RowIndex.of(dataset, ids) if node.rank == 0 else None)
     num_rows, num_starts = node.bcast(
         None if index is None else (None if index.rows is None else len(index.rows), len(index.starts))
     )
     length = num_starts + (num_rows or 0)
+    require_window_memory(8 * length if node.rank == 0 else 0, comm, node)
+    if index is not None and node.size == 1:
+        return index, None
     window = MPI.Win.Allocate_shared(8 * length if node.rank == 0 else 0, 8, comm=node)
     memory, _ = window.Shared_query(0)
     shared = _bytes_of(memory)[: 8 * length].view(np.int64)

@@ -52,7 +52,8 @@ def test_a_whole_dataset_verifies(dataset):
     assert [receipt.name for receipt in seen] == ["000000", "000001", "000002"]
 
 
-def test_a_flipped_bit_in_any_file_is_found(dataset):
+def test_a_flipped_bit_in_any_file_is_found(tmp_path, format, make_dataset, structures):
+    dataset = make_dataset(tmp_path, format, [structures(3)])
     for path in every_file(dataset):
         content = path.read_bytes()
         path.write_bytes(content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])

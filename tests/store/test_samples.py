@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from gfm.errors import DataError, ResourceError
+from gfm.errors import ConfigError, DataError, ResourceError
 from store import memory
 from store.index import RowIndex
 from store.samples import open_samples
@@ -65,8 +65,13 @@ def test_too_little_memory_is_said_before_loading(dataset, monkeypatch):
 
 def test_one_process_has_no_window(dataset):
     assert open_samples(dataset).kind == "local"
-    with pytest.raises(DataError, match="needs ranks"):
+    with pytest.raises(ConfigError, match="needs ranks"):
         open_samples(dataset, "rma")
+
+
+def test_an_unknown_store_gets_a_suggestion(dataset):
+    with pytest.raises(ConfigError, match="Did you mean 'local'"):
+        open_samples(dataset, "locl")
 
 
 def test_a_closed_store_says_so(dataset):

@@ -94,6 +94,8 @@ elif case == "shm":
     opening_fails()
 elif case == "disagree":
     opening_fails(ids=np.arange(rank + 3))
+elif case == "beyond":
+    opening_fails(ids=np.array([33, 3]))
 elif case == "busy":
     flag = reports.parent / f"{reports.name}.served"
     with open_samples(dataset, comm=comm) as samples:
