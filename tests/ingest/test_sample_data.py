@@ -5,8 +5,10 @@ import json
 import lzma
 import pickle
 import re
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +23,7 @@ from ase import Atoms
 from ase.calculators.emt import EMT
 
 from gfm.errors import ConfigError
+from ingest.readers import READERS
 from ingest.sample_data import SAMPLES, write_sample_data
 from ingest.sample_pickles import pyg1_pickle
 
@@ -69,7 +72,8 @@ def force_by_difference(atoms: Atoms, calculator: Any, atom: int, axis: int, ste
 
 def lmdb_records(path: Path) -> list[Data]:
     with (
-        lmdb.open(str(path), subdir=False, readonly=True, lock=False) as environment,
+        tempfile.TemporaryDirectory() as temporary,  # of one path, a process may open LMDB only once
+        lmdb.open(shutil.copy(path, temporary), subdir=False, readonly=True, lock=False) as environment,
         environment.begin() as transaction,
     ):
         length = pickle.loads(transaction.get(b"length"))
@@ -340,6 +344,20 @@ def test_forces_are_worth_learning(samples: dict[str, Path]) -> None:
         components = np.abs(np.concatenate(parts))
         assert (components > 0.5).mean() > 0.1, name
         assert components.max() < 26, name
+
+
+@pytest.mark.parametrize("name", list(SAMPLES))
+def test_the_readers_take_all_of_it(name: str, samples: dict[str, Path]) -> None:
+    reader = READERS.get(name)()
+    blocks = [block for part in reader.plan(str(samples[name]), 4096) for block in reader.read(part)]
+    assert sum(len(block.batch) for block in blocks) == COUNT
+    reasons = {reject.reason for block in blocks for reject in block.rejects}
+    assert reasons == ({"duplicate"} if name == "qm7x" else set())
+    for structure in (structure for block in blocks for structure in block.batch):
+        assert structure.energy is not None
+        assert structure.forces is not None
+        assert (structure.stress is not None) == (name == "mptrj")
+        assert (structure.fixed is not None) == (name in {"oc20", "oc22"})
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_does_not(
