@@ -188,8 +188,10 @@ def _grown(pairs, squares):  # type: ignore[no-untyped-def]
     """Return the buffers with twice the room."""
     more_pairs = np.empty((2 * len(pairs), 5), dtype=np.int32)
     more_squares = np.empty(2 * len(squares))
-    more_pairs[: len(pairs)] = pairs
-    more_squares[: len(squares)] = squares
+    for k in range(len(pairs)):  # loops, here and below: assigning slices takes seconds to compile
+        more_squares[k] = squares[k]
+        for a in range(5):
+            more_pairs[k, a] = pairs[k, a]
     return more_pairs, more_squares
 
 
@@ -266,16 +268,19 @@ def _by_bins(points, fractions, triangular, order, m, cutoff, pairs, squares, co
             inverse[a, b] *= inverse[b, b]
     start, bins, reach = np.zeros(3), np.ones(3, dtype=np.int64), np.zeros(3, dtype=np.int64)
     width = np.ones(3)
-    most = int(np.ceil(num ** (1.0 / 3.0))) + 1
+    most_bins = 4 * (int(np.ceil(num ** (1.0 / 3.0))) + 1)
     for a in range(3):
         height = 1.0 / np.sqrt(
             inverse[0, a] ** 2 + inverse[1, a] ** 2 + inverse[2, a] ** 2
         )  # of the unit of this coordinate
         extent = 1.0
         if a >= m:
-            start[a] = fractions[:, a].min()
-            extent = max(fractions[:, a].max() - start[a], 1e-3) * (1.0 + 1e-9)
-        bins[a] = max(1, min(int(extent * height / (cutoff * (1.0 + 1e-9))), 4 * most))
+            least, most = fractions[0, a], fractions[0, a]
+            for i in range(1, num):
+                least, most = min(least, fractions[i, a]), max(most, fractions[i, a])
+            start[a] = least
+            extent = max(most - least, 1e-3) * (1.0 + 1e-9)
+        bins[a] = max(1, min(int(extent * height / (cutoff * (1.0 + 1e-9))), most_bins))
         width[a] = extent / bins[a]
         reach[a] = int(np.ceil(cutoff * (1.0 + 1e-9) / (width[a] * height)))
         if a >= m:
@@ -328,7 +333,8 @@ def _by_bins(points, fractions, triangular, order, m, cutoff, pairs, squares, co
                         if x * x + y * y + z * z < limit:
                             if found == len(keys):
                                 more = np.empty(2 * found, dtype=np.int64)
-                                more[:found] = keys
+                                for old in range(found):
+                                    more[old] = keys[old]
                                 keys = more
                             keys[found] = (
                                 (j << 36)
@@ -430,7 +436,8 @@ def _capped(num, pairs, squares, before, count, cap):  # type: ignore[no-untyped
     kept = before
     for k in range(before, count):
         if squares[k] <= limits[pairs[k, 0]] and squares[k] <= limits[pairs[k, 1]]:
-            pairs[kept] = pairs[k]
+            for a in range(5):
+                pairs[kept, a] = pairs[k, a]
             squares[kept] = squares[k]
             kept += 1
     return kept
@@ -458,8 +465,6 @@ def _all_edges(positions, cells, pbc, offsets, cutoff, cap, keep):  # type: igno
         )
         if code != 0:
             bad, count = g, 0
-            degrees[:] = 0
-            edge_offsets[:] = 0
             break
         if cap > 0:
             count = _capped(stop - start, pairs, squares, before, count, cap)

@@ -105,7 +105,7 @@ def test_forces_rotate_and_the_energy_does_not_change(potential, structure, refl
     before, after = predict(potential, structure), predict(potential, turned)
     close(potential, before.interaction_energy, after.interaction_energy)
     close(potential, before.forces.numpy() @ matrix, after.forces)
-    assert before.forces.abs().max() > 1e-2
+    assert before.forces.abs().max() > 5e-3
 
 
 def test_translation_changes_nothing(potential, structure):
