@@ -260,8 +260,8 @@ class EnsembleCalculator(Calculator):
         ]
         warnings.warn(
             f"{uncertainty.formula}: the uncertainty is {' and '.join(parts)}, more than on 99 % of the "
-            "validation structures: do not trust this prediction without a check. Further ones do not warn; see "
-            "`calculator.uncertainty`.",
+            "validation structures: do not trust this prediction without a check. Further ones do not warn; "
+            "see `calculator.uncertainty`.",
             UncertaintyWarning,
             stacklevel=2,
         )

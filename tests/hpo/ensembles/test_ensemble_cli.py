@@ -1,0 +1,73 @@
+"""The verbs of ``gfm ensemble`` as a user meets them."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from gfm.model.build import ModelConfig, build_potential, save_model
+from hpo.cli import ensemble_app
+from store.dataset import Dataset
+
+runner = CliRunner()
+
+
+def gfm(*words: str) -> subprocess.CompletedProcess[str]:
+    program = Path(sys.executable).with_name("gfm")
+    return subprocess.run([str(program), *words], capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture
+def real_ensemble(make_ensemble: Callable[..., Path], dataset: Dataset) -> Path:
+    """An ensemble of three small untrained models of the dataset."""
+    folder = make_ensemble(members=3)
+    for number in range(3):
+        config = ModelConfig(hidden=8, num_layers=1, cutoff=3.0)
+        potential = build_potential(config, dataset.dataset_names, dataset.references, seed=number)
+        save_model(potential, folder / "members" / f"{number:02d}")
+    return folder
+
+
+def test_help_teaches() -> None:
+    for verb in ("select", "evaluate", "report"):
+        result = runner.invoke(ensemble_app, [verb, "--help"])
+        assert result.exit_code == 0
+        assert "Examples" in result.output
+
+
+def test_report_of_nothing_is_refused() -> None:
+    result = gfm("ensemble", "report")
+    assert result.returncode == 2
+    assert "nothing to report on" in result.stderr
+
+
+def test_missing_ensemble_exits_with_the_code_for_data(tmp_path: Path) -> None:
+    result = gfm("ensemble", "evaluate", str(tmp_path), "--workers", "1")
+    assert result.returncode == 3
+    assert "gfm ensemble select" in result.stderr
+
+
+@pytest.mark.slow
+def test_evaluate_with_real_models_in_worker_processes(real_ensemble: Path, dataset: Dataset) -> None:
+    result = gfm("ensemble", "evaluate", str(real_ensemble), "--workers", "2", "--json")
+    assert result.returncode == 0, result.stderr
+    scores: dict[str, Any] = json.loads(result.stdout)
+    assert scores == json.loads((real_ensemble / "scores.json").read_text())
+    assert scores["structures"]["test"] == int((np.asarray(dataset.split) == 2).sum())
+    assert (real_ensemble / "report.html").stat().st_size > 10_000
+    # the reference energies carry the labels, so an untrained model is off by their noise of 0.3 eV/atom
+    assert 100 < scores["comparison"]["ensemble"]["energy_mae_mev_per_atom"] < 2000
+
+    from ase.build import molecule
+
+    from gfm.calculator import EnsembleCalculator
+
+    atoms = molecule("H2O")
+    atoms.calc = EnsembleCalculator(real_ensemble, dataset="organics")
+    assert atoms.calc.get_property("energy_std", atoms) > 0
