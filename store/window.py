@@ -10,18 +10,17 @@ Source: MPI-4.1, chapter 12, One-Sided Communications, https://www.mpi-forum.org
 import atexit
 import threading
 import warnings
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self
 
 import numba
 import numpy as np
-import xxhash
 from numpy.typing import NDArray
 
 from gfm.data.ragged import RaggedBatch
-from gfm.errors import DataError, GfmError
+from gfm.errors import DataError
+from store.agreement import require_same, together
 from store.dataset import Dataset
-from store.index import RowIndex
+from store.index import RowIndex, bytes_of, node_index
 from store.memory import require_window_memory
 from store.preload import load_records
 
@@ -33,8 +32,6 @@ __all__ = ["WindowStore"]
 # Open MPI refuses 2 GiB and DDStore returns garbage for it; a quarter of that costs nothing.
 _MAX_GET = 512 << 20
 _PROGRESS_SECONDS = 1e-3
-
-T = TypeVar("T")
 
 
 class WindowStore:
@@ -65,8 +62,8 @@ class WindowStore:
         self._mpi = MPI
         self._comm = comm.Dup()
         self._node = self._comm.Split_type(MPI.COMM_TYPE_SHARED)
-        self._agree(dataset, ids)
-        self._index, self._index_window = _node_index(dataset, ids, self._comm, self._node)
+        require_same(dataset, ids, self._comm)
+        self._index, self._index_window = node_index(dataset, ids, self._comm, self._node)
         rank, size = self._comm.rank, self._comm.size
         shares = np.arange(size + 1) * (int(self._index.starts[-1]) / size)
         # First record of every rank: contiguous runs of about equal bytes.
@@ -154,24 +151,16 @@ class WindowStore:
         """Close the store."""
         self.close()
 
-    def _agree(self, dataset: Dataset, ids: NDArray[np.integer] | None) -> None:
-        """Check that all ranks mean the same rows of the same content."""
-        rows = "all" if ids is None else xxhash.xxh3_64_hexdigest(np.unique(ids).astype(np.int64).data)
-        wanted = (dataset.manifest.content_hash, len(dataset), rows)
-        first = self._comm.bcast(wanted)
-        if self._comm.allreduce(int(wanted != first), self._mpi.MAX):
-            raise DataError("ranks were given different datasets or different ids; they must be the same")
-
     def _load(self, dataset: Dataset, own: int) -> None:
         """Fill this rank's part; if one rank fails, all raise."""
         first, last = (int(bound) for bound in self._bounds[self._comm.rank : self._comm.rank + 2])
 
         def load() -> None:
-            part = _bytes_of(self._window.tomemory())[:own]
+            part = bytes_of(self._window.tomemory())[:own]
             load_records(dataset, self._index, first, last, part)
 
         try:
-            _together(self._comm, load)
+            together(self._comm, load)
         except Exception:
             self._closed = True
             self._free()
@@ -210,7 +199,7 @@ class WindowStore:
         if end - begin > sum(size for *_, size in parts) + 4096 * len(parts):
             parts = [part for part in parts if part[1] == self._comm.rank]
             begin, end = parts[0][0], parts[0][0] + parts[0][2]
-        region = _bytes_of(self._mpi.buffer.fromaddress(begin, end - begin))
+        region = bytes_of(self._mpi.buffer.fromaddress(begin, end - begin))
         for address, rank, size in parts:
             probe = np.empty(min(size, 4096), dtype=np.uint8)
             self._window.Get([probe, self._mpi.BYTE], rank, [size - len(probe), len(probe), self._mpi.BYTE])
@@ -284,55 +273,6 @@ class WindowStore:
             self._index_window.Free()
         self._node.Free()
         self._comm.Free()
-
-
-def _together(comm: Any, action: Callable[[], T]) -> T:
-    """Run an action on every rank; if it fails on one, raise on all, so that none waits for ever."""
-    failure: Exception | None = None
-    try:
-        result = action()
-    except (GfmError, OSError, MemoryError) as error:
-        failure = error
-    failures = [(rank, met) for rank, met in enumerate(comm.allgather(failure)) if met is not None]
-    if failures:
-        rank, first = failures[0]
-        raise failure or type(first)(f"rank {rank}: {first}")
-    return result
-
-
-def _node_index(
-    dataset: Dataset, ids: NDArray[np.integer] | None, comm: Any, node: Any
-) -> tuple[RowIndex, Any]:
-    """Return the row index, kept once per node, and the window it lies in (None where a rank is alone)."""
-    from mpi4py import MPI
-
-    index = _together(comm, lambda: RowIndex.of(dataset, ids) if node.rank == 0 else None)
-    num_rows, num_starts = node.bcast(
-        None if index is None else (None if index.rows is None else len(index.rows), len(index.starts))
-    )
-    length = num_starts + (num_rows or 0)
-    require_window_memory(8 * length if node.rank == 0 else 0, comm, node)
-    if index is not None and node.size == 1:
-        return index, None
-    window = MPI.Win.Allocate_shared(8 * length if node.rank == 0 else 0, 8, comm=node)
-    memory, _ = window.Shared_query(0)
-    shared = _bytes_of(memory)[: 8 * length].view(np.int64)
-    window.Lock_all(MPI.MODE_NOCHECK)
-    if index is not None:
-        shared[:num_starts] = index.starts
-        if index.rows is not None:
-            shared[num_starts:] = index.rows
-    window.Sync()
-    node.Barrier()
-    window.Sync()
-    window.Unlock_all()
-    shared.flags.writeable = False
-    return RowIndex(None if num_rows is None else shared[num_starts:], shared[:num_starts]), window
-
-
-def _bytes_of(memory: Any) -> NDArray[np.uint8]:
-    """View MPI's memory as an array."""
-    return np.frombuffer(memory, dtype=np.uint8)
 
 
 @numba.njit(nogil=True, cache=True)
