@@ -17,7 +17,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -214,22 +214,23 @@ def work(output: Path, slot: int, under: str | None = None) -> None:
         under: Lease of the parent; when it is gone, no further trial is taken.
     """
     from gfm.runtime.mpi import world
+    from train.ranks import joined
 
     config, comm = read_study(output), world()
-    samples, train_function = _prepare(config, comm)
-    try:
-        if comm is None or comm.rank == 0:
-            with ExitStack() as stack:
-                opened = stack.enter_context(open_study(config))
-                lease = stack.enter_context(Lease(config.output, f"worker-{slot}"))
-                _lead(opened, lease.name, under, comm, train_function)
-        else:
-            _follow(config, comm, train_function)
-    finally:
-        samples.close()
+    base = trial_config(config, {}, config.output)
+    with joined(comm, base.device):  # once around all trials
+        samples, train_function = _prepare(config, base, comm)
+        try:
+            if comm is None or comm.rank == 0:
+                with open_study(config) as opened, Lease(config.output, f"worker-{slot}") as lease:
+                    _lead(opened, lease.name, under, comm, train_function)
+            else:
+                _follow(config, comm, train_function)
+        finally:
+            samples.close()
 
 
-def _prepare(config: StudyConfig, comm: Any) -> tuple[Any, TrainFunction]:
+def _prepare(config: StudyConfig, base: "TrainConfig", comm: Any) -> tuple[Any, TrainFunction]:
     """Load the samples, once for all trials of this worker."""
     from functools import partial
 
@@ -238,7 +239,6 @@ def _prepare(config: StudyConfig, comm: Any) -> tuple[Any, TrainFunction]:
     from train.loop import train
     from train.setup import select
 
-    base = trial_config(config, {}, config.output)
     if config.space.keys() & {"seed", "max_train_structures"}:
         base = base.model_copy(update={"max_train_structures": None})  # each trial draws its own subset
     dataset = store.open_dataset(base.dataset)

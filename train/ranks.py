@@ -91,6 +91,10 @@ class Ranks:
 def joined(comm: Any | None, device: Literal["auto", "cpu", "cuda"] = "auto") -> Iterator[Ranks]:
     """Join the ranks of a communicator; None for one process alone.
 
+    Ranks that are joined already stay so: who trains several models one after the other joins once around them
+    all. (A model that outlives its process group, as one does in the traceback of an error, would end the group
+    with the interpreter's lock held, which gloo's threads may be waiting for.)
+
     Raises:
         ResourceError: A GPU is asked for and there is none.
     """
@@ -106,6 +110,9 @@ def joined(comm: Any | None, device: Literal["auto", "cpu", "cuda"] = "auto") ->
     local_rank, on_node = node.rank, node.size
     node.Free()
     chosen = torch.device("cuda", local_rank % torch.cuda.device_count()) if cuda else torch.device("cpu")
+    if dist.is_initialized():
+        yield Ranks(comm.rank, comm.size, on_node, chosen)
+        return
     meeting = rendezvous(comm)
     if meeting.one_node:
         # Gloo would listen on the address of the host name, which a laptop may not be able to reach.
