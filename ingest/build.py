@@ -42,8 +42,8 @@ class Watcher:
     def planned(self, plan: Plan, finished: Sequence[PartReceipt]) -> None:
         """The plan is made; some parts are finished from before."""
 
-    def started(self, dashboard: str) -> None:
-        """The cluster is there, with its dashboard at this address."""
+    def started(self, dashboard: str | None) -> None:
+        """The cluster is there, with its dashboard at this address if it has one."""
 
     def part_finished(self, receipt: PartReceipt) -> None:
         """One more part is finished."""
@@ -87,7 +87,7 @@ def build(recipe: Recipe, *, client: "Client | None" = None, watcher: Watcher | 
         if missing:
             with contextlib.ExitStack() as stack:
                 client = client or stack.enter_context(open_client(recipe.cluster))
-                dashboard = str(client.dashboard_link)
+                dashboard = str(client.dashboard_link) if recipe.cluster.dashboard else None
                 watcher.started(dashboard)
                 stack.enter_context(announced(recipe.output, dashboard))
                 for receipt in _compute(client, plan, missing):

@@ -60,9 +60,10 @@ class _Progress(Watcher):
         again = f", {self.done} of them finished before" if finished else ""
         self._say(f"{self.total} parts from {len(names)} sources{again}")
 
-    def started(self, dashboard: str) -> None:
+    def started(self, dashboard: str | None) -> None:
         """Say where the dashboard is."""
-        self._say(f"Dask dashboard: {dashboard}")
+        if dashboard:
+            self._say(f"Dask dashboard: {dashboard}")
 
     def part_finished(self, receipt: PartReceipt) -> None:
         """Advance a bar; without a terminal, print each twentieth of the way."""

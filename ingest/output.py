@@ -8,11 +8,12 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import pydantic
 
 from gfm.errors import ConfigError, CorruptDataError, MissingDataError, ResourceError
-from ingest.part import PartReceipt, receipt_path
+from ingest.part import TASKS, PartReceipt, receipt_path
 from ingest.plan import Plan, differences
 from ingest.recipe import Recipe
 from store.integrity import check_sizes, replacing
@@ -107,24 +108,35 @@ def alone(output: Path) -> Iterator[None]:
         ResourceError: Another process holds it.
     """
     (output / "build").mkdir(parents=True, exist_ok=True)
-    with (output / "build" / "lock").open("w") as file:
-        for attempt in range(10):
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                # `is_running` holds it for an instant.
-                if attempt < 9:
-                    time.sleep(0.1)
-                    continue
-                raise ResourceError(
-                    f"another run is writing to {output}; gfm ingest status {output} says how far it is"
-                ) from None
+    with (output / "build" / "lock").open("w") as run, (output / TASKS).open("w") as tasks:
+        # `is_running` holds it for an instant.
+        if not _lock(run, 1.0):
+            raise ResourceError(
+                f"another run is writing to {output}; gfm ingest status {output} says how far it is"
+            )
+        # Tasks of a run that ended may still be at their last part.
+        if not _lock(tasks, 600.0):
+            raise ResourceError(f"workers of an earlier run are still writing to {output}; end them first")
+        fcntl.flock(tasks, fcntl.LOCK_UN)
         yield
 
 
+def _lock(file: IO[str], seconds: float) -> bool:
+    """Lock a file for this process alone; False if others kept it for that long."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.05)
+        else:
+            return True
+
+
 @contextlib.contextmanager
-def announced(output: Path, dashboard: str) -> Iterator[None]:
+def announced(output: Path, dashboard: str | None) -> Iterator[None]:
     """Say in build/running.json who is at work, for ``gfm ingest status``."""
     path = output / "build" / "running.json"
     with replacing(path) as temporary:

@@ -4,9 +4,11 @@ Everything large stays on the disk. The receipt is written last, atomically: wit
 without it the next run does the part again.
 """
 
+import contextlib
+import fcntl
 import json
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,9 @@ from store.integrity import replacing
 from store.manifest import ShardReceipt
 from store.writer import write_shard
 
-__all__ = ["PartReceipt", "PartTask", "receipt_path", "run_part", "task_of"]
+__all__ = ["TASKS", "PartReceipt", "PartTask", "receipt_path", "run_part", "task_of"]
+
+TASKS = "build/tasks.lock"
 
 
 class PartReceipt(Config):
@@ -78,12 +82,26 @@ def receipt_path(output: Path, name: str) -> Path:
     return output / "build" / "receipts" / f"{name}.json"
 
 
+@contextlib.contextmanager
+def _at_work(output: Path) -> Iterator[None]:
+    """Hold what a new run waits for: tasks may outlive the client that gave them out."""
+    (output / "build").mkdir(parents=True, exist_ok=True)
+    with (output / TASKS).open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        yield
+
+
 def run_part(task: PartTask) -> dict[str, Any]:
     """Do one part and return its receipt (a JSON value, as written to its file).
 
     Raises:
         DataError: The file cannot be read and ``on_error`` is ``stop``; the text names file and part.
     """
+    with _at_work(task.recipe.output):
+        return _run(task)
+
+
+def _run(task: PartTask) -> dict[str, Any]:
     recipe, planned = task.recipe, task.planned
     batch, rejects = _read(task)
     names = [source.name for source in recipe.sources]

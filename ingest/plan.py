@@ -7,6 +7,7 @@ workers, any order of tasks and any number of interrupted runs add up to the sam
 import dataclasses
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,17 +41,19 @@ class Plan:
         recipe: What it follows.
         readers: Reader of each source.
         parts: The tasks, in the order of rows.
+        files: Size of each file as the plan was made.
         digest: Hash of everything the dataset's content depends on.
     """
 
     recipe: Recipe
     readers: tuple[Reader, ...]
     parts: tuple[PlannedPart, ...]
+    files: dict[str, int]
     digest: str
 
     def to_json(self) -> dict[str, Any]:
         """Return what is kept beside the receipts, to know and to explain another plan."""
-        return {"digest": self.digest, **_content(self.recipe, self.parts)}
+        return {"digest": self.digest, **_content(self.recipe, self.parts, self.files)}
 
 
 def make_plan(recipe: Recipe) -> Plan:
@@ -70,8 +73,10 @@ def make_plan(recipe: Recipe) -> Plan:
             raise DataError(f"source {source.name}: {source.path} holds nothing that {source.reader} reads")
         for part in found:
             parts.append(PlannedPart(len(parts), f"{len(parts):06d}", index, part))
-    text = json.dumps(_content(recipe, parts), sort_keys=True, separators=(",", ":"))
-    return Plan(recipe, readers, tuple(parts), hashlib.sha256(text.encode()).hexdigest())
+    paths = sorted({planned.part.path for planned in parts})
+    files = {path: Path(path).stat().st_size for path in paths if Path(path).is_file()}
+    text = json.dumps(_content(recipe, parts, files), sort_keys=True, separators=(",", ":"))
+    return Plan(recipe, readers, tuple(parts), files, hashlib.sha256(text.encode()).hexdigest())
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
@@ -85,12 +90,11 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     return lines or ["the files are cut into other parts than before: their content changed"]
 
 
-def _content(recipe: Recipe, parts: "list[PlannedPart] | tuple[PlannedPart, ...]") -> dict[str, Any]:
-    paths = sorted({planned.part.path for planned in parts})
+def _content(recipe: Recipe, parts: Sequence[PlannedPart], files: dict[str, int]) -> dict[str, Any]:
     return {
         "version": PIPELINE_VERSION,
         "recipe": recipe.content(),
-        "files": {path: Path(path).stat().st_size for path in paths if Path(path).is_file()},
+        "files": files,
         "parts": [
             {"name": item.name, "source": item.source, **dataclasses.asdict(item.part)} for item in parts
         ],

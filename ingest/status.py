@@ -80,7 +80,7 @@ def _totals(datasets: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _dashboard(output: Path) -> str | None:
     try:
-        address: str = json.loads((output / "build" / "running.json").read_text())["dashboard"]
+        address: str | None = json.loads((output / "build" / "running.json").read_text())["dashboard"]
     except FileNotFoundError:
         return None
     return address

@@ -96,7 +96,9 @@ def _local(config: ClusterConfig) -> Any:
         memory_limit=config.memory,
         host="127.0.0.1",
         protocol="tcp",
-        dashboard_address=config.dashboard,
+        # Without an address the scheduler's own pages would listen everywhere.
+        dashboard_address=config.dashboard or "127.0.0.1:0",
+        scheduler_kwargs={"dashboard": config.dashboard is not None},
         worker_dashboard_address=None,
         # A failing task reaches the client as its exception; the worker's own log of it would say it twice.
         silence_logs=logging.ERROR,
