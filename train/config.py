@@ -57,11 +57,15 @@ class OptimizerConfig(Config):
 
 
 class LossConfig(Config):
-    """Weights of the loss: weighted L1 of energy per atom (eV/atom) and force components (eV/angstrom)."""
+    """Weights of the loss: weighted L1 of energy per atom (eV/atom) and force components (eV/angstrom).
+
+    A structure has one energy and many force components, and an error of its energy per atom is small in eV:
+    with a smaller share the energy is hardly learnt in the first epochs.
+    """
 
     kind: Literal["l1"] = "l1"
-    energy: float = Field(default=1.0, ge=0)
-    forces: float = Field(default=10.0, ge=0)
+    energy: float = Field(default=5.0, ge=0)
+    forces: float = Field(default=1.0, ge=0)
 
 
 class CheckpointConfig(Config):

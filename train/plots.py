@@ -4,7 +4,7 @@ Drawn through the object interface of matplotlib (no pyplot: no state, no displa
 palette that colour-blind readers can tell apart (Okabe and Ito 2008, https://jfly.uni-koeln.de/color/).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,6 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from numpy.typing import NDArray
 
 from gfm.data.ragged import RaggedBatch
 from gfm.data.references import compositions
@@ -44,7 +43,7 @@ def plot_loss(records: Sequence[dict[str, Any]], path: Path) -> None:
         (energy, _ENERGY, "meV/atom", "Energy MAE, validation"),
         (forces, _FORCES, "eV/Å", "Forces MAE, validation"),
     ):
-        for name, colour in zip(names, _cycle(len(names)), strict=True):
+        for name, colour in _colours(names).items():
             points = [
                 (record["epoch"], record["validation"]["datasets"].get(name, {}).get(key)) for record in records
             ]
@@ -79,8 +78,9 @@ def plot_parity(
     heads = head_lookup(stored, list(potential.dataset_names))[sources].astype(np.int64)
     references = potential.references.cpu().numpy()[heads]
     reference = (references * compositions(batch)).sum(axis=1)
-    present = np.unique(sources)
-    for source, colour in zip(present, _cycle(len(present)), strict=True):
+    colours = _colours({stored[source] for source in np.unique(sources)})
+    for name, colour in colours.items():
+        source = list(stored).index(name)
         chosen = (sources == source) & batch.has("energy")
         if chosen.any():
             atoms = batch.num_atoms[chosen]
@@ -88,7 +88,7 @@ def plot_parity(
             guess = (predictions.energy[chosen] - reference[chosen]) / atoms
             mae = 1e3 * np.abs(guess - truth).mean()
             energy.scatter(truth, guess, s=12, alpha=0.6, lw=0, color=colour,
-                           label=f"{stored[source]}: {mae:.3g} meV/atom")  # fmt: skip
+                           label=f"{name}: {mae:.3g} meV/atom")  # fmt: skip
         atoms = np.repeat((sources == source) & batch.has("forces"), batch.num_atoms)
         if atoms.any():
             truth = batch.columns["forces"][atoms].reshape(-1)
@@ -96,7 +96,7 @@ def plot_parity(
             mae = np.abs(guess - truth).mean()
             shown = slice(None, None, -(-len(truth) // _POINTS))
             forces.scatter(truth[shown], guess[shown], s=5, alpha=0.4, lw=0, color=colour,
-                           label=f"{stored[source]}: {mae:.3g} eV/Å", rasterized=True)  # fmt: skip
+                           label=f"{name}: {mae:.3g} eV/Å", rasterized=True)  # fmt: skip
     kind = f"{len(batch)} of {total} validation structures"
     for axes, quantity, unit in (
         (energy, "Energy per atom less reference", "eV/atom"),
@@ -132,8 +132,9 @@ def _style(axes: Axes, label: str, title: str) -> None:
         axes.legend(frameon=False, fontsize=8)
 
 
-def _cycle(count: int) -> NDArray[np.str_]:
-    return np.resize(np.array(_COLOURS), count)
+def _colours(names: Iterable[str]) -> dict[str, str]:
+    """Return a colour for each source, the same in every figure of a run."""
+    return {name: _COLOURS[place % len(_COLOURS)] for place, name in enumerate(sorted(names))}
 
 
 def _write(figure: Figure, path: Path) -> None:

@@ -233,7 +233,7 @@ def test_one_source_and_a_subset_of_it(settings: Settings) -> None:
 
 @pytest.mark.parametrize("precision", ["fp64", "bf16"])
 def test_other_precisions(settings: Settings, precision: str) -> None:
-    result = _train(settings(precision=precision))
+    result = _train(settings(precision=precision, epochs=8))
     first = RunFolder(settings()["output"]).records()[0]
     assert result.best["validation"]["loss"] < first["validation"]["loss"]
 
