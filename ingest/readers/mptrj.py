@@ -11,8 +11,9 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import BufferedIOBase
 from pathlib import Path
-from typing import IO, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import orjson
@@ -36,12 +37,21 @@ _MAX_MATERIAL = 1 << 30
 
 @dataclass
 class _Material:
-    """The text of one material's frames, braces included; the last one says how the file ends behind it."""
+    """The text of one material's frames, braces included.
+
+    Attributes:
+        id: The material.
+        offset: Where it begins, in bytes of the unpacked file.
+        text: What stands up to the next material, or to the end.
+        last: Whether the file ends behind it.
+        broken: How unpacking the file ended, if not well: reason and message.
+    """
 
     id: str
     offset: int
     text: bytes
-    problem: str | None = None
+    last: bool = False
+    broken: tuple[str, str] | None = None
 
 
 class MPtrj(Reader):
@@ -196,7 +206,7 @@ def _atomic_number(species: Any) -> int:
     return number
 
 
-def _materials(stream: IO[bytes], start: int, stop: int | None) -> Iterator[_Material]:
+def _materials(stream: BufferedIOBase, start: int, stop: int | None) -> Iterator[_Material]:
     """Yield the materials whose id begins in a range of bytes; the stream stands at its start.
 
     Raises:
@@ -205,7 +215,7 @@ def _materials(stream: IO[bytes], start: int, stop: int | None) -> Iterator[_Mat
     buffer, base = b"", start  # base: byte of the file at which the buffer begins
     name, offset, value = "", 0, -1  # the material being gathered: its id, where it is, where its text begins
     at = 0  # everything before is searched
-    problem = "the file ends"
+    broken = None
     while True:
         match = _MATERIAL.search(buffer, at)
         if match is None:
@@ -217,9 +227,10 @@ def _materials(stream: IO[bytes], start: int, stop: int | None) -> Iterator[_Mat
                     f"byte {base}: material {name!r} has no end within {_MAX_MATERIAL} bytes"
                 )
             try:
-                chunk = stream.read(_CHUNK)
+                chunk = stream.read1(_CHUNK)  # read would lose what it gathered before an error
             except STREAM_ERRORS as error:
-                chunk, problem = b"", f"{type(error).__name__}: {error}"
+                reason = "truncated-file" if isinstance(error, EOFError) else "corrupt-file"
+                chunk, broken = b"", (reason, f"{type(error).__name__}: {error}")
             if not chunk:
                 break
             buffer += chunk
@@ -231,19 +242,25 @@ def _materials(stream: IO[bytes], start: int, stop: int | None) -> Iterator[_Mat
             return
         name = match[1].decode()
     if value >= 0:
-        yield _Material(name, offset, buffer[value:].rstrip(), problem)
+        yield _Material(name, offset, buffer[value:].rstrip(), True, broken)
+    elif broken is not None:
+        yield _Material("?", base, b"{}}", True, broken)
 
 
 def _frames(material: _Material) -> Iterator[tuple[str, Any]]:
     """Yield each frame's id and value; a `Refused` instead of the value where it cannot be read."""
-    last = material.problem is not None
+    told = False
     try:
         # Behind the last material the object that holds all materials ends.
-        frames = orjson.loads(material.text.removesuffix(b"}") if last else material.text)
+        frames = orjson.loads(material.text.removesuffix(b"}") if material.last else material.text)
     except orjson.JSONDecodeError:
-        yield from _frames_one_by_one(material)
+        for name, frame in _frames_one_by_one(material):
+            told |= isinstance(frame, Refused) and frame.reason != "bad-json"
+            yield name, frame
     else:
         yield from frames.items()
+    if material.broken is not None and not told:
+        yield "?", Refused(*material.broken)
 
 
 def _frames_one_by_one(material: _Material) -> Iterator[tuple[str, Any]]:
@@ -262,7 +279,7 @@ def _frames_one_by_one(material: _Material) -> Iterator[tuple[str, Any]]:
                 name, found, at = match[1], str(error), match.end()
         else:
             rest = "".join(text[at : at + 200].split())
-            if rest == ("}" if material.problem is None else "}}"):
+            if rest == ("}}" if material.last else "}"):
                 return
             if rest.startswith("}") and len(rest) > 2:
                 # The next material's id is damaged: its frames are there, but not what they belong to.
@@ -271,9 +288,10 @@ def _frames_one_by_one(material: _Material) -> Iterator[tuple[str, Any]]:
                 return
             name, found = "?", f"expected a frame, found {rest[:60]!r}"
         following = _NEXT_FRAME.search(text, at + 1)
-        reason = "bad-json" if following or material.problem is None else "truncated-file"
-        ending = f"; {material.problem}" if reason == "truncated-file" else ""
-        yield name, Refused(reason, f"material at byte {material.offset}: {found}{ending}")
+        reason, ending = "bad-json", ""
+        if material.last and following is None:
+            reason, ending = material.broken or ("truncated-file", "the file ends")
+        yield name, Refused(reason, f"material at byte {material.offset}: {found} {ending}".rstrip())
         if following is None:
             return
         at = following.start()

@@ -191,9 +191,9 @@ def _environment(file: Path) -> lmdb.Environment:
                 known, environment = _environments[name]
                 if known == identity:
                     return environment
+                # After a fork this closes this process's copy only; without locks the parent's is not touched.
                 del _environments[name]
-                if known[0] == identity[0]:
-                    environment.close()
+                environment.close()
             _check_size(name, state.st_size)
             environment = lmdb.open(
                 name, subdir=False, readonly=True, lock=False, readahead=False, meminit=False

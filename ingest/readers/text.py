@@ -7,6 +7,7 @@ Source: the extended XYZ specification, github.com/libAtoms/extxyz.
 """
 
 import gzip
+import io
 import lzma
 import re
 import zipfile
@@ -15,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,7 +85,7 @@ def is_packed(path: Path) -> bool:
         return stream.read(6).startswith((b"\xfd7zXZ", b"\x1f\x8b", b"PK\x03\x04"))
 
 
-def open_text(path: Path, member: str | None = None) -> IO[bytes]:
+def open_text(path: Path, member: str | None = None) -> io.BufferedIOBase:
     """Open a file that is plain or packed (.xz, .gz, .zip), by what its first bytes say.
 
     Raises:
@@ -93,18 +94,19 @@ def open_text(path: Path, member: str | None = None) -> IO[bytes]:
     with path.open("rb") as stream:
         magic = stream.read(6)
     if magic.startswith(b"\xfd7zXZ"):
-        return cast("IO[bytes]", lzma.open(path, "rb"))
+        return lzma.LZMAFile(path)
     if magic.startswith(b"\x1f\x8b"):
-        return cast("IO[bytes]", gzip.open(path, "rb"))
+        return gzip.GzipFile(path)
     if magic.startswith(b"PK\x03\x04"):
         try:
-            return zipfile.ZipFile(path).open(member or zipfile.ZipFile(path).namelist()[0])
+            archive = zipfile.ZipFile(path)
+            return cast("io.BufferedIOBase", archive.open(member or archive.namelist()[0]))
         except (zipfile.BadZipFile, KeyError, IndexError, NotImplementedError, RuntimeError) as error:
             raise CorruptDataError(f"{path}: not readable as zip: {error}") from error
     return path.open("rb")
 
 
-def frames(stream: IO[bytes], start: int = 0, stop: int | None = None) -> Iterator[Frame | FrameError]:
+def frames(stream: io.BufferedIOBase, start: int = 0, stop: int | None = None) -> Iterator[Frame | FrameError]:
     """Yield the frames whose count line begins in a range of bytes, and what lies between as errors.
 
     Args:
@@ -155,7 +157,7 @@ def frames(stream: IO[bytes], start: int = 0, stop: int | None = None) -> Iterat
         yield FrameError(index, begin, reason, f"{type(error).__name__}: {error}")
 
 
-def seek_frame(stream: IO[bytes], start: int) -> int:
+def seek_frame(stream: io.BufferedIOBase, start: int) -> int:
     """Move a plain file to the first frame that begins at a byte or after it; return where that is."""
     if start == 0:
         return stream.seek(0)
@@ -165,7 +167,7 @@ def seek_frame(stream: IO[bytes], start: int) -> int:
     return stream.seek(offset)
 
 
-def _line(stream: IO[bytes]) -> bytes:
+def _line(stream: io.BufferedIOBase) -> bytes:
     """Return the next line.
 
     Raises:
@@ -177,7 +179,7 @@ def _line(stream: IO[bytes]) -> bytes:
     return line
 
 
-def _skip(stream: IO[bytes], offset: int) -> tuple[bytes, int]:
+def _skip(stream: io.BufferedIOBase, offset: int) -> tuple[bytes, int]:
     """Go on to the next line that may begin a frame; return it and where it begins."""
     line = stream.readline(_MAX_LINE)
     while line and not _is_count(line):
