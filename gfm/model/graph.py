@@ -3,17 +3,20 @@
 Shapes: N atoms, E edges, G structures, all structures of the batch one after the other.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from gfm.data.neighbors import edge_vectors, neighbor_edges
 from gfm.data.ragged import RaggedBatch
+from gfm.data.structure import Structure
 
-__all__ = ["LABELS", "Graph", "graph_from_batch"]
+__all__ = ["LABELS", "Graph", "graph_from_batch", "graph_from_structures"]
 
 LABELS = ("energy", "forces", "stress")
 
@@ -86,6 +89,7 @@ def graph_from_batch(
     max_neighbors: int | None = None,
     *,
     dtype: torch.dtype = torch.float32,
+    positions: NDArray[np.float64] | None = None,
 ) -> Graph:
     """Find the edges of a batch and return it as tensors.
 
@@ -94,15 +98,17 @@ def graph_from_batch(
         cutoff: Largest edge, angstrom.
         max_neighbors: The cap of `gfm.data.neighbors.neighbor_edges`.
         dtype: Of all floating point tensors but the energy, which is float64.
+        positions: To be used instead of those of the batch (N, 3), where they are known in double precision.
 
     Raises:
         DataError: A structure has a flat periodic cell or a position that is not finite.
     """
-    positions = batch.columns["positions"].astype(np.float64)
+    if positions is None:
+        positions = batch.columns["positions"].astype(np.float64)
     cells = batch.columns["cell"]
     edges = neighbor_edges(positions, cells, batch.columns["pbc"], batch.offsets, cutoff, max_neighbors)
 
-    def floats(values: np.ndarray) -> Tensor:
+    def floats(values: NDArray[Any]) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(values)).to(dtype)
 
     masks = {name: torch.from_numpy(batch.has(name)) for name in (*LABELS, "charge", "spin")}
@@ -128,4 +134,22 @@ def graph_from_batch(
         spin=floats(batch.columns["spin"]) if masks["spin"].any() else torch.zeros(num, dtype=dtype),
         labels=labels,
         masks=masks,
+    )
+
+
+def graph_from_structures(
+    structures: Sequence[Structure],
+    cutoff: float,
+    max_neighbors: int | None = None,
+    *,
+    dtype: torch.dtype = torch.float32,
+) -> Graph:
+    """Do what `graph_from_batch` does for single structures, whose positions may be in double precision."""
+    parts = [np.asarray(structure.positions, dtype=np.float64) for structure in structures]
+    return graph_from_batch(
+        RaggedBatch.from_structures(structures),
+        cutoff,
+        max_neighbors,
+        dtype=dtype,
+        positions=np.concatenate(parts) if parts else None,
     )

@@ -1,18 +1,19 @@
 """PaiNN: polarisable atom interaction network, scalar and vector features per atom.
 
-Source: Schuett, Unke, Gastegger 2021, doi:10.48550/arXiv.2102.03150. Written for batches of sorted edges:
-filters are one product with the radial functions and their envelope, the first layer (whose vectors are still
-zero) sends no vector-to-vector messages, and a last layer whose vectors nobody reads does not compute them, so
-that every parameter takes part.
+Source: Schuett, Unke, Gastegger 2021, doi:10.48550/arXiv.2102.03150. The sums over neighbours are batched matrix
+products over padded neighbour lists, the first layer (whose vectors are zero) sends no vector-to-vector messages,
+and a last layer whose vectors nobody reads does not compute them, so that every parameter takes part.
 
-Shapes: N atoms, E edges, R radial functions, H features.
+Shapes: N atoms, E edges, K neighbour slots, R radial functions (the envelope included), H features.
 """
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from gfm.model.config import ModelConfig
-from gfm.model.radial import Edges, segment_sum
+from gfm.model.radial import Edges
 
 __all__ = ["PaiNN"]
 
@@ -38,34 +39,79 @@ class PaiNN(nn.Module):
         """Return scalar and vector features of each atom."""
         s_NH: Tensor = self.embedding(numbers_N)
         v_N3H = s_NH.new_zeros(len(s_NH), 3, self.hidden)
+        slots = slots_of(edges, len(s_NH))
         for message, update in zip(self.messages, self.updates, strict=True):
-            ds_NH, dv_N3H = message(s_NH, v_N3H, edges)
+            ds_NH, dv_N3H = message(s_NH, v_N3H, slots)
             s_NH, v_N3H = update(s_NH + ds_NH, v_N3H + dv_N3H)
         return s_NH, v_N3H
 
 
+class Slots(NamedTuple):
+    """The edges as padded neighbour lists: every atom has K slots, and what is in an empty one is zero.
+
+    Attributes:
+        sources: Neighbour in each slot (N * K,).
+        radial: Radial functions, one row each (N, R, K).
+        along: Radial functions times x, y, z of the direction (N, 3 R, K).
+    """
+
+    sources: Tensor
+    radial: Tensor
+    along: Tensor
+
+
+def slots_of(edges: Edges, num: int) -> Slots:
+    """Give each atom as many slots as the most crowded atom needs."""
+    counts_N = torch.bincount(edges.targets, minlength=num)
+    most = max(int(counts_N.max()), 1) if num else 1
+    starts_N = counts_N.cumsum(0) - counts_N
+    rank_E = torch.arange(len(edges.targets), device=edges.targets.device) - starts_N[edges.targets]
+    place_E = edges.targets * most + rank_E
+    sources = edges.targets.new_zeros(num * most).index_copy(0, place_E, edges.sources)
+    along_E3R = edges.directions.unsqueeze(2) * edges.basis.unsqueeze(1)
+    both = torch.cat([edges.basis, along_E3R.flatten(1)], dim=1)
+    padded = both.new_zeros(num * most, both.shape[1]).index_copy(0, place_E, both)
+    rows = padded.view(num, most, -1).transpose(1, 2).contiguous()
+    functions = edges.basis.shape[1]
+    return Slots(sources, rows[:, :functions], rows[:, functions:])
+
+
 class Message(nn.Module):
-    """What neighbours tell: filtered scalars, scalars along the edge and, after the first layer, vectors."""
+    """What neighbours tell: filtered scalars, scalars along the edge and, after the first layer, vectors.
+
+    A filter is linear in the radial functions, so the sum over neighbours is taken for each radial function
+    first (one batched product over the slots) and filtered after: no edge ever holds a message.
+    """
 
     def __init__(self, config: ModelConfig, first: bool) -> None:
         super().__init__()
         hidden = config.hidden
         self.first = first
         self.scale = config.average_neighbors**-0.5
-        width = (2 if first else 3) * hidden
-        self.context = nn.Sequential(nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, width))
-        self.filter = nn.Linear(config.num_radial + 1, width, bias=False)
+        self.context = nn.Sequential(
+            nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, (2 if first else 3) * hidden)
+        )
+        functions = config.num_radial + 1
+        bound = functions**-0.5
+        self.filters = nn.Parameter(torch.empty(2 if first else 3, functions, hidden).uniform_(-bound, bound))
 
-    def forward(self, s_NH: Tensor, v_N3H: Tensor, edges: Edges) -> tuple[Tensor, Tensor]:
+    def forward(self, s_NH: Tensor, v_N3H: Tensor, slots: Slots) -> tuple[Tensor, Tensor]:
         """Return the sums over neighbours, (N, H) and (N, 3, H)."""
         num, hidden = s_NH.shape
+        functions, most = slots.radial.shape[1:]
         context = self.scale * self.context(s_NH)
-        x = context.index_select(0, edges.sources) * self.filter(edges.basis)
-        x_s, x_d = x[:, :hidden], x[:, hidden : 2 * hidden]
-        dv_E3H = x_d.unsqueeze(1) * edges.directions.unsqueeze(2)
+        tell = context[:, :hidden]
         if not self.first:
-            dv_E3H = dv_E3H + x[:, None, 2 * hidden :] * v_N3H.index_select(0, edges.sources)
-        return segment_sum(x_s, edges.targets, num), segment_sum(dv_E3H, edges.targets, num)
+            tell = torch.cat([tell, (context[:, None, 2 * hidden :] * v_N3H).flatten(1)], dim=1)
+        told = torch.bmm(slots.radial, tell.index_select(0, slots.sources).view(num, most, tell.shape[1]))
+        told = told.view(num, functions, tell.shape[1] // hidden, hidden)
+        ds_NH = (told[:, :, 0] * self.filters[0]).sum(dim=1)
+        context_d = context[:, hidden : 2 * hidden].index_select(0, slots.sources).view(num, most, hidden)
+        along = torch.bmm(slots.along, context_d).view(num, 3, functions, hidden)
+        dv_N3H = (along * self.filters[1]).sum(dim=2)
+        if not self.first:
+            dv_N3H = dv_N3H + (told[:, :, 1:] * self.filters[2].unsqueeze(1)).sum(dim=1)
+        return ds_NH, dv_N3H
 
 
 class Update(nn.Module):
