@@ -74,24 +74,28 @@ def loss_by_epoch(records: Sequence[Mapping[str, Any]]) -> Plot:
             if points:
                 axes.plot(*_columns(points), color=palette.cycle[colour], marker="o", ms=3.5, label=name)
         axes.set(xlabel="epoch", ylabel="loss", yscale="log")
+        _plain_log(axes.yaxis)
         _whole_numbers(axes)
         axes.legend()
 
     return Plot(draw, "Loss by epoch; epoch 0 is before training.")
 
 
-def errors_by_epoch(records: Sequence[Mapping[str, Any]]) -> Plot:
-    """Draw validation errors by epoch: energy and forces, pooled and by dataset."""
+def errors_by_epoch(records: Sequence[Mapping[str, Any]], order: Sequence[str]) -> Plot:
+    """Draw validation errors by epoch: energy and forces, pooled and by dataset; colours follow the order."""
 
     def draw(figure: "Figure", palette: Palette) -> None:
         panels = figure.subplots(1, 2)
-        names = sorted({name for record in records for name in record["validation"].get("datasets", {})})
+        found = {name for record in records for name in record["validation"].get("datasets", {})}
         for axes, (key, label) in zip(panels, _ERRORS.items(), strict=True):
-            for place, name in enumerate(names):
+            for place, name in enumerate(order):
+                if name not in found:
+                    continue
                 points = _points(records, lambda v, n=name, k=key: v.get("datasets", {}).get(n, {}).get(k))
                 axes.plot(*points, color=palette.cycle[place % len(palette.cycle)], lw=1.3, label=name)
             axes.plot(*_points(records, lambda v, k=key: v.get(k)), color=palette.ink, lw=2.2, label="all")
             axes.set(xlabel="epoch", ylabel=label, yscale="log")
+            _plain_log(axes.yaxis)
             _whole_numbers(axes)
         panels[0].legend()
 
@@ -152,6 +156,7 @@ def study_history(trials: Sequence[Mapping[str, Any]]) -> Plot:
                 label="best so far",
             )  # fmt: skip
         axes.set(xlabel="trial", ylabel="validation loss", yscale="log")
+        _plain_log(axes.yaxis)
         _whole_numbers(axes)
         axes.legend()
 
@@ -174,6 +179,7 @@ def trial_curves(trials: Sequence[Mapping[str, Any]]) -> Plot:
             colour = {"COMPLETE": palette.cycle[0], "PRUNED": palette.cycle[1]}.get(state, palette.muted)
             axes.plot(*_columns(points), color=colour, lw=1.2, alpha=0.8, marker=".", ms=4, label=label)
         axes.set(xlabel="epoch", ylabel="validation loss", yscale="log")
+        _plain_log(axes.yaxis)
         _whole_numbers(axes)
         axes.legend()
 
@@ -357,9 +363,9 @@ def _whole_numbers(axes: "Axes") -> None:
 
 
 def _plain_log(axis: Any) -> None:
-    """Label a short logarithmic axis with plain numbers."""
-    from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
+    """Label a logarithmic axis with plain numbers, which a range below a factor of ten needs."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    axis.set_major_formatter(ScalarFormatter())
+    axis.set_major_locator(LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0, 7.0), numticks=8))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.3g}"))
     axis.set_minor_formatter(NullFormatter())

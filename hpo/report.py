@@ -50,7 +50,7 @@ def build_report(
     trials = StudyFolder.read(study)
     sections = [
         *dataset_sections(opened, dataset),
-        *training_sections(training, run),
+        *training_sections(training, run, opened),
         *study_sections(trials, study, made),
         *ensemble_sections(made, ensemble, opened),
         *use_sections(made, opened),

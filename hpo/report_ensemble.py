@@ -189,7 +189,10 @@ def _parity_points(directory: Path, dataset: "Dataset") -> dict[str, Sequence[ND
                     for column in (batch.columns["forces"], arrays["forces"])
                 ]
                 taken[name].append([*energies, *forces])
-    result: dict[str, Sequence[NDArray[np.float64]]] = {}
+    if not any(counts.values()):
+        return {}
+    # a dataset without test structures keeps its place, and with it the others their colours
+    result: dict[str, Sequence[NDArray[np.float64]]] = {name: [np.empty(0)] * 4 for name in names}
     for name, parts in taken.items():
         if parts:
             columns = [np.concatenate(column) for column in zip(*parts, strict=True)]

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gfm.runtime.pages import ElementTable, Group, Notice, Section, Table, Text
+from gfm.runtime.pages import ElementTable, Group, Image, Notice, Section, Table, Text
 from gfm.runtime.quantities import joule_count, number, setting
 from hpo import figures
 from hpo.report_folders import EnsembleFolder, StudyFolder, TrainingFolder
@@ -92,14 +92,17 @@ def _count_elements(dataset: "Dataset") -> tuple[dict[str, int], bool]:
     return {chemical_symbols[z]: int(totals[z]) for z in np.flatnonzero(totals)}, step == 1
 
 
-def training_sections(training: TrainingFolder | None, asked: str | Path | None) -> list[Section]:
+def training_sections(
+    training: TrainingFolder | None, asked: str | Path | None, dataset: "Dataset | None"
+) -> list[Section]:
     """Return errors before and after, by epoch and dataset."""
     if training is None or not training.records:
         return [Section("Training", [absent("training run", asked, "gfm train run")])]
     records, summary = training.records, training.summary
     first, best = records[0]["validation"], min(records, key=lambda record: record["validation"]["loss"])
     rows = []
-    for name in [*best["validation"].get("datasets", {}), "all"]:
+    order = list(best["validation"].get("datasets", {}))
+    for name in [*order, "all"]:
         before, after = (v if name == "all" else v["datasets"][name] for v in (first, best["validation"]))
         rows.append(
             [name, f"{after.get('structures', 0):,}",
@@ -115,13 +118,16 @@ def training_sections(training: TrainingFolder | None, asked: str | Path | None)
         "forces MAE best",
     ]
     speeds = [record["structures_per_second"] for record in records if record.get("structures_per_second")]
-    facts = [f"{records[-1].get('ranks', 1)} ranks reading from the {records[-1].get('store', '?')} store"]
+    ranks = records[-1].get("ranks", 1)
+    facts = [f"{ranks} rank{'s' * (ranks > 1)} reading from the {records[-1].get('store', '?')} store"]
     if speeds:
         facts.append(f"{np.median(speeds):,.0f} structures a second")
     if summary.get("parameters"):
         facts.append(f"{summary['parameters']:,} parameters")
     if summary.get("joules") is not None:
         facts.append(f"{joule_count(summary['joules'])} of energy ({summary.get('joules_method')})")
+    parity = training.folder / "plots" / "parity.png"
+    pictures = [Image(parity, "Validation predictions of this run's best model.")] if parity.is_file() else []
     blocks: list[Any] = [
         Text(f"{len(records) - 1} epochs; the best was epoch {best['epoch']}. {', '.join(facts)}."),
         Table(
@@ -129,8 +135,8 @@ def training_sections(training: TrainingFolder | None, asked: str | Path | None)
             caption="Validation errors before training and at the best epoch; energy in meV/atom, forces "
             "in eV/Å",
         ),
-        figures.errors_by_epoch(records),
-        figures.loss_by_epoch(records),
+        figures.errors_by_epoch(records, dataset.dataset_names if dataset is not None else order),
+        Group([figures.loss_by_epoch(records), *pictures]),
     ]  # fmt: skip
     return [Section("Training", blocks)]
 
