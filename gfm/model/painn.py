@@ -1,8 +1,8 @@
 """PaiNN: polarisable atom interaction network, scalar and vector features per atom.
 
 Source: Schuett, Unke, Gastegger 2021, doi:10.48550/arXiv.2102.03150. The sums over neighbours are batched matrix
-products over padded neighbour lists, the first layer (whose vectors are zero) sends no vector-to-vector messages,
-and a last layer whose vectors nobody reads does not compute them, so that every parameter takes part.
+products over padded neighbour lists. The first layer, whose vectors are still zero, sends no vector-to-vector
+messages, and a last layer whose vectors nobody reads does not compute them: every parameter takes part.
 
 Shapes: N atoms, E edges, K neighbour slots, R radial functions (the envelope included), H features.
 """
