@@ -233,9 +233,9 @@ def test_one_source_and_a_subset_of_it(settings: Settings) -> None:
 
 @pytest.mark.parametrize("precision", ["fp64", "bf16"])
 def test_other_precisions(settings: Settings, precision: str) -> None:
-    result = _train(settings(precision=precision, epochs=8))
-    first = RunFolder(settings()["output"]).records()[0]
-    assert result.best["validation"]["loss"] < first["validation"]["loss"]
+    result = _train(settings(precision=precision, epochs=4))
+    first = RunFolder(settings()["output"]).records()[1]
+    assert result.last["train"]["loss"] < 0.98 * first["train"]["loss"]
 
 
 def test_reading_from_disk_gives_the_same_run(settings: Settings, tmp_path: Path) -> None:
