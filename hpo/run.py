@@ -102,8 +102,10 @@ def _went_on(note: dict[str, Any] | None, epochs: int) -> bool:
 
 def _watch(opened: OpenStudy, pool: "_Pool", progress: Progress) -> None:
     """Watch until all workers are gone: take up lost trials, replace dead workers, say what happens."""
-    while pool.alive():
+    done = False
+    while not done:
         time.sleep(_POLL_SECONDS)
+        done = pool.done()  # asked before looking, so that the last look sees all
         with turn(opened.storage, opened.config.output):
             reclaim(opened)
         trials = opened.trials()
@@ -155,9 +157,9 @@ class _Pool:
             start_new_session=True,
         )
 
-    def alive(self) -> bool:
-        """Say whether any worker runs."""
-        return any(slot.process.poll() is None for slot in self._slots)
+    def done(self) -> bool:
+        """Say whether all workers left because there was nothing more to do; one that died is not done."""
+        return all(slot.process.poll() == 0 for slot in self._slots)
 
     def replace_the_dead(self, ended: int, say: Callable[[str], None]) -> None:
         """Start workers that died again.
