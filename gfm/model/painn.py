@@ -1,6 +1,6 @@
 """PaiNN: polarisable atom interaction network, scalar and vector features per atom.
 
-Source: Schuett, Unke, Gastegger 2021, doi:10.48550/arXiv.2102.03150. The sums over neighbours are batched matrix
+Source: Schuett, Unke, Gastegger 2021, doi:10.48550/arXiv.2102.03150. Sums over neighbours are batched matrix
 products over padded neighbour lists. The first layer, whose vectors are still zero, sends no vector-to-vector
 messages, and a last layer whose vectors nobody reads does not compute them: every parameter takes part.
 
