@@ -8,6 +8,8 @@ shadows the package of that name.
 import contextlib
 import logging
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -71,7 +73,8 @@ def open_client(config: ClusterConfig) -> "Iterator[Client]":
     try:
         with dask.config.set(spawn_environment), contextlib.ExitStack() as stack:
             try:
-                cluster = stack.enter_context(_KINDS[config.kind](config))
+                with _interrupts_ignored():
+                    cluster = stack.enter_context(_KINDS[config.kind](config))
                 client = stack.enter_context(
                     Client(cluster, set_as_default=False)  # type: ignore[no-untyped-call]
                 )
@@ -83,6 +86,19 @@ def open_client(config: ClusterConfig) -> "Iterator[Client]":
         os.environ.update(before)
         for name in os.environ.keys() - before.keys():
             del os.environ[name]
+
+
+@contextlib.contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    """Start processes that ignore Ctrl-C: a terminal sends it to all; ending them is the client's business."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _local(config: ClusterConfig) -> Any:

@@ -349,8 +349,8 @@ def _wait_for(condition: Callable[[], bool], process: "subprocess.Popen[str]") -
 def test_killed_or_interrupted_in_the_middle_the_second_run_ends_with_the_same_bytes(
     tmp_path: Path, client: Any, end: signal.Signals, raw: Path
 ) -> None:
-    build(recipe_for(raw, tmp_path / "whole", part_bytes=150), client=client)
-    recipe = recipe_for(raw, tmp_path / "out", part_bytes=150, cluster={"workers": 2})
+    build(recipe_for(raw, tmp_path / "whole", part_bytes=300), client=client)
+    recipe = recipe_for(raw, tmp_path / "out", part_bytes=300, cluster={"workers": 2})
     path = tmp_path / "recipe.yaml"
     path.write_text(json.dumps(recipe.model_dump(mode="json")))
     receipts = tmp_path / "out" / "build" / "receipts"
