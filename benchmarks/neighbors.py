@@ -1,78 +1,60 @@
-"""Neighbour lists per CPU second, against vesin: 41-atom crystals at 5 angstrom, and a large cell for the slope.
-
-Run as ``python benchmarks/neighbors.py [--json]``. Own and peer alternate; medians of five.
-"""
-
-import json
-import platform
-import statistics
-import sys
-import time
-from collections.abc import Callable
+"""Neighbour lists: structures per CPU second on one core, beside vesin and ASE; and how cost grows with size."""
 
 import numpy as np
-from numpy.typing import NDArray
-from vesin import NeighborList
+import vesin
+from ase.build import bulk
+from ase.neighborlist import neighbor_list
+from measure import Result, cpu_rates, show
 
 from gfm.data.neighbors import neighbor_edges
+from gfm.data.ragged import RaggedBatch
+from gfm.data.structure import Structure
 
-CUTOFF, ROUNDS = 5.0, 5
-
-
-def crystals(num: int, atoms: int) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
-    rng = np.random.default_rng(0)
-    edge = (14.0 * atoms) ** (1 / 3)
-    cells = edge * (np.eye(3) + 0.1 * rng.uniform(-1, 1, (num, 3, 3)))
-    positions = np.concatenate([rng.random((atoms, 3)) @ cell for cell in cells])
-    return positions, cells, np.arange(num + 1) * atoms
+CUTOFF = 5.0
 
 
-def cpu_seconds(work: Callable[[], object]) -> float:
-    start = time.process_time()
-    work()
-    return time.process_time() - start
-
-
-def compare(name: str, num: int, atoms: int) -> dict[str, object]:
-    positions, cells, offsets = crystals(num, atoms)
-    pbc = np.ones((num, 3), dtype=bool)
-
-    def own() -> None:
-        neighbor_edges(positions, cells, pbc, offsets, CUTOFF)
-
-    def peer() -> None:
-        calculator = NeighborList(cutoff=CUTOFF, full_list=True)
-        for g in range(num):
-            rows = positions[offsets[g] : offsets[g + 1]]
-            calculator.compute(points=rows, box=cells[g], periodic=True, quantities="ijSD")
-
-    own(), peer()
-    times = [(cpu_seconds(own), cpu_seconds(peer)) for _ in range(ROUNDS)]
-    mine, theirs = (num / statistics.median(column) for column in zip(*times, strict=True))
-    return {
-        "name": name,
-        "value": mine,
-        "unit": "structures per CPU second",
-        "peer": "vesin",
-        "peer_value": theirs,
-        "ratio": mine / theirs,
-    }
+def crystals(count: int, repeat: tuple[int, int, int], seed: int = 0) -> RaggedBatch:
+    """Rattled copper-like cells of the same size with a random lattice constant each."""
+    rng = np.random.default_rng(seed)
+    structures = []
+    for _ in range(count):
+        atoms = bulk("Cu", cubic=True, a=rng.uniform(3.6, 5.0)).repeat(repeat)
+        atoms.positions += rng.normal(scale=0.1, size=atoms.positions.shape)
+        structures.append(Structure.from_atoms(atoms))
+    return RaggedBatch.from_structures(structures)
 
 
 def main() -> None:
-    results = [
-        compare("41-atom crystals, batch of 64", 64, 41),
-        compare("200-atom crystals, batch of 16", 16, 200),
-        compare("4,000-atom cell", 1, 4000),
-    ]
-    if "--json" in sys.argv[1:]:
-        print(json.dumps({"machine": f"{platform.machine()} {platform.system()}", "results": results}))
-        return
-    for row in results:
-        print(
-            f"{row['name']:32s} {row['value']:10.0f} {row['unit']}   vesin {row['peer_value']:8.0f}   "
-            f"x {row['ratio']:.1f}"
-        )
+    """Measure and print."""
+    results = []
+    small = crystals(100, (2, 2, 3))  # 48 atoms
+
+    def ours(batch: RaggedBatch) -> None:
+        columns = batch.columns
+        neighbor_edges(columns["positions"], columns["cell"], columns["pbc"], batch.offsets, CUTOFF)
+
+    peers = [structure.to_atoms() for structure in small]
+    calculator = vesin.NeighborList(cutoff=CUTOFF, full_list=True)
+
+    def with_vesin() -> None:
+        for atoms in peers:
+            calculator.compute(atoms.positions, atoms.cell[:], True, "ijS")
+
+    def with_ase() -> None:
+        for atoms in peers[:10]:
+            neighbor_list("ijS", atoms, CUTOFF)
+
+    rates = cpu_rates([(lambda: ours(small), len(small)), (with_vesin, len(peers)), (with_ase, 10)])
+    for peer, rate in zip(("vesin", "ase.neighborlist"), rates[1:], strict=True):
+        name = "48-atom crystals, 5 A"
+        results.append(Result(name, rates[0], "structures/CPU s", peer, rate, rates[0] / rate))
+
+    sizes = [crystals(1, (n, n, n)) for n in (6, 8, 11, 14)]  # 864 to 10,976 atoms
+    grown = cpu_rates([(lambda b=b: ours(b), int(b.offsets[-1])) for b in sizes], repeats=3)
+    for batch, rate in zip(sizes, grown, strict=True):
+        name = f"one cell of {batch.offsets[-1]:,} atoms"
+        results.append(Result(name, rate, "atoms/CPU s", "864 atoms", grown[0], rate / grown[0]))
+    show(results)
 
 
 if __name__ == "__main__":
