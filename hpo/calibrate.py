@@ -1,14 +1,15 @@
-"""Calibration of an ensemble's spread on validation: one factor per dataset and output, and conformal widths.
+"""Calibration of an ensemble's spread on validation, for each dataset and output; conformal intervals.
 
-The factor minimises the Gaussian NLL of validation errors: with z = error / spread, the derivative of
-log s + z^2/(2 s^2) vanishes at s^2 = mean(z^2). The split conformal quantile of |z| gives intervals that hold
-without assuming a Gaussian. A spread of nearly zero (symmetry makes all members agree on zero force) has a
-floor, and where there is no spread at all sigma is the validation RMSE, with a warning.
+The calibrated sigma is ``sqrt((scale x spread)^2 + offset^2)`` with the scale and offset that minimise the
+Gaussian NLL of validation errors. The offset is what all members share: without it, errors where the members
+happen to agree would blow the scale up. Scale alone would be the closed form sqrt(mean((error / spread)^2)), a
+constant sigma the other end. The split conformal quantile of |error| / sigma gives intervals that hold without
+assuming a Gaussian.
 
-Source: variance scaling, Levi et al. 2022, doi:10.3390/s22155540; split conformal prediction with its
-finite-sample correction, Angelopoulos & Bates 2021, arXiv:2107.07511. Force components of one structure are
-not exchangeable one by one, so for forces the conformal coverage is an average over structures like those of
-validation.
+Source: linear calibration by NLL, Palmer et al. 2022, doi:10.1038/s41524-022-00794-8; variance scaling, Levi et
+al. 2022, doi:10.3390/s22155540; split conformal prediction with its finite-sample correction, Angelopoulos &
+Bates 2021, arXiv:2107.07511. Force components of one structure are not exchangeable one by one, so for forces
+the conformal coverage is an average over structures like those of validation.
 """
 
 import warnings
@@ -24,9 +25,12 @@ from hpo.loggrid import LogGrid
 __all__ = [
     "FLOORS",
     "OUTPUTS",
+    "RATIOS",
     "CalibrationWarning",
     "SpreadSums",
+    "add_conformal",
     "calibrate",
+    "conformal_quantile",
 ]
 
 # Scored outputs and the smallest spread that is believed: float32 noise of the model, in the output's unit.
@@ -37,7 +41,7 @@ THRESHOLD_LEVEL = 0.99
 # Fewer validation values than this do not fix a factor; the pooled one is used.
 MIN_VALUES = 10
 
-_RATIOS = LogGrid(low=-20, octaves=40, per_octave=256)
+RATIOS = LogGrid(low=-20, octaves=40, per_octave=256)
 _SPREADS = LogGrid(low=-30, octaves=40, per_octave=64)
 
 
@@ -51,19 +55,17 @@ class SpreadSums:
 
     Attributes:
         count: Number of values.
-        at_floor: Values whose spread is at or below the floor; they take no part in fitting the factor.
-        squared_z: Sum of (error / spread)^2 over the values above the floor.
+        at_floor: Values whose spread is at or below the floor.
         squared_error: Sum of error^2.
-        ratios: Counts of |error| / spread (bins,).
-        spreads: Counts of the largest spread of each structure (bins,).
+        bins: Count, sum of spread^2, sum of error^2 by bin of the spread (3, bins).
+        largest: Counts of the largest spread of each structure (bins,).
     """
 
     count: int
     at_floor: int
-    squared_z: float
     squared_error: float
-    ratios: NDArray[np.int64]
-    spreads: NDArray[np.int64]
+    bins: NDArray[np.float64]
+    largest: NDArray[np.int64]
 
     @classmethod
     def empty(cls) -> Self:
@@ -79,15 +81,15 @@ class SpreadSums:
         floor: float,
     ) -> Self:
         """Sum over errors (n,), spreads (n,) and the largest spread of each structure (g,), in one unit."""
-        believed = spreads > floor
-        z = errors / np.maximum(spreads, floor)
+        spreads, largest = np.maximum(spreads, floor), np.maximum(largest, floor)
+        places = _SPREADS.index(spreads)
+        weights = (None, spreads**2, errors**2)
         return cls(
             count=len(errors),
-            at_floor=int((~believed).sum()),
-            squared_z=float((z[believed] ** 2).sum()),
+            at_floor=int((spreads <= floor).sum()),
             squared_error=float((errors**2).sum()),
-            ratios=_RATIOS.count(np.abs(z)),
-            spreads=_SPREADS.count(np.maximum(largest, floor)),
+            bins=np.array([np.bincount(places, weight, _SPREADS.size) for weight in weights], float),
+            largest=_SPREADS.count(largest),
         )
 
     def merge(self, other: "SpreadSums") -> "SpreadSums":
@@ -97,40 +99,59 @@ class SpreadSums:
         )
 
     def fit(self, floor: float, where: str) -> dict[str, Any]:
-        """Return the calibration as it stands in ensemble.json.
+        """Return the calibration as it stands in ensemble.json, without its conformal quantile.
 
         Args:
-            floor: Smallest spread that is believed, in the output's unit.
+            floor: Smallest spread that is believed, and smallest offset, in the output's unit.
             where: Names dataset and output in warnings.
 
         Returns:
-            ``scale`` (sigma = scale x max(spread, floor)) or, with kind "constant", ``rmse`` as the one
-            sigma; ``quantile``: half width of the 90 % conformal interval in calibrated sigmas, None where
-            there are too few values; ``threshold``: calibrated sigma that one structure in a hundred exceeds
-            in its largest component; ``count`` and ``at_floor``.
+            ``scale`` and ``offset`` of sigma; ``rmse`` of the values; ``threshold``: calibrated sigma that one
+            structure in a hundred exceeds in its largest component; ``count``, ``at_floor`` and ``floor``.
         """
         rmse = float(np.sqrt(self.squared_error / self.count))
-        common = {"count": self.count, "at_floor": self.at_floor, "rmse": rmse, "floor": floor}
-        believed = self.count - self.at_floor
-        if believed == 0 or self.squared_z == 0:
+        if self.at_floor == self.count:
             warnings.warn(
                 f"{where}: the members do not differ on any of {self.count} validation values, so the "
                 f"spread says nothing; sigma is the validation RMSE everywhere. Were they trained alike?",
                 CalibrationWarning,
                 stacklevel=2,
             )
-            sigma = max(rmse, floor)
-            return common | {"kind": "constant", "scale": None, "quantile": None, "threshold": sigma}
-        scale = float(np.sqrt(self.squared_z / believed))
-        rank = int(np.ceil((self.count + 1) * CONFORMAL_LEVEL))
-        structures = int(self.spreads.sum())
-        largest = _SPREADS.quantile(self.spreads, int(np.ceil(structures * THRESHOLD_LEVEL)))
-        return common | {
-            "kind": "scale",
+            scale, offset = 0.0, max(rmse, floor)
+        else:
+            scale, offset = _most_likely(self.bins[:, self.bins[0] > 0], floor, max(rmse, floor))
+        structures = int(self.largest.sum())
+        largest = _SPREADS.quantile(self.largest, int(np.ceil(structures * THRESHOLD_LEVEL)))
+        return {
+            "count": self.count,
+            "at_floor": self.at_floor,
+            "rmse": rmse,
+            "floor": floor,
             "scale": scale,
-            "quantile": _RATIOS.quantile(self.ratios, rank) / scale if rank <= self.count else None,
-            "threshold": scale * largest,
+            "offset": offset,
+            "threshold": float(np.hypot(scale * largest, offset)),
+            "quantile": None,
         }
+
+
+def _most_likely(bins: NDArray[np.float64], floor: float, rmse: float) -> tuple[float, float]:
+    """Return scale and offset that minimise the NLL of binned values (count, spread^2, error^2 by bin)."""
+    from scipy.optimize import minimize
+
+    counts, variances, squares = bins
+    spread, square = variances / counts / rmse**2, squares / counts / rmse**2
+
+    def nll(logs: NDArray[np.float64]) -> float:
+        sigma2 = np.exp(logs[0]) * spread + np.exp(logs[1])
+        return float((counts * (np.log(sigma2) + square / sigma2)).sum() / counts.sum())
+
+    lowest = 2 * np.log(floor / rmse)
+    bounds = [(-30.0, 30.0), (min(lowest, 0.0), 2.0)]
+    alone = float(np.log(np.clip((counts * square / spread).sum() / counts.sum(), 1e-12, 1e12)))
+    starts = [(alone, max(lowest, -8.0)), (0.0, -1.0), (-10.0, 0.0)]
+    found = [minimize(nll, start, method="L-BFGS-B", bounds=bounds) for start in starts]
+    log_scale, log_offset = min(found, key=lambda result: float(result.fun)).x
+    return float(np.exp(log_scale / 2)), float(rmse * np.exp(log_offset / 2))
 
 
 def calibrate(sums: Mapping[str, Sequence[SpreadSums]], dataset_names: Sequence[str]) -> dict[str, Any]:
@@ -168,3 +189,27 @@ def calibrate(sums: Mapping[str, Sequence[SpreadSums]], dataset_names: Sequence[
             "datasets": fitted,
         }
     return calibration
+
+
+def add_conformal(
+    calibration: dict[str, Any], ratios: Mapping[str, Sequence[NDArray[np.int64]]], names: Sequence[str]
+) -> None:
+    """Note the half width of the 90 % interval, in calibrated sigmas; None where there are too few values.
+
+    Args:
+        calibration: As `calibrate` returned it; its ``quantile`` entries are set.
+        ratios: Output to counts of |error| / sigma in the bins of `RATIOS`, by dataset.
+        names: Names of the datasets.
+    """
+    for output, entry in calibration.items():
+        for name, counts in zip(names, ratios[output], strict=True):
+            if name in entry["datasets"]:
+                entry["datasets"][name]["quantile"] = conformal_quantile(counts)
+        entry["pooled"]["quantile"] = conformal_quantile(np.sum(ratios[output], axis=0))
+
+
+def conformal_quantile(counts: NDArray[np.int64]) -> float | None:
+    """Return the split conformal quantile of binned scores, rounded up by at most one bin; None if too few."""
+    count = int(counts.sum())
+    rank = int(np.ceil((count + 1) * CONFORMAL_LEVEL))
+    return RATIOS.quantile(counts, rank) if rank <= count else None

@@ -1,8 +1,8 @@
 """Evaluate an ensemble: members x shards on Dask, streaming mean and spread, calibration, scores.
 
-Three waves of small tasks, each of which writes what is large to a file and returns a receipt or sums: every
-member predicts the validation and test rows of every shard; each shard's members are combined; each shard's
-test rows are scored with the calibration that validation gave. Sums are added in the order of shards, so the
+Waves of small tasks, each of which writes what is large to a file and returns a receipt or sums: every
+member predicts the validation and test rows of every shard; each shard's members are combined; its validation
+rows calibrate, its test rows are scored with that calibration. Sums are added in the order of shards, so the
 result does not depend on workers. A rerun skips predictions that are whole and of the same model and rows.
 """
 
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from gfm.data.splits import SPLITS
 from gfm.errors import DataError, MissingDataError
 from gfm.model.ensemble_card import ENSEMBLE_FILE, read_ensemble
-from hpo.calibrate import OUTPUTS, calibrate
+from hpo.calibrate import OUTPUTS, add_conformal, calibrate
 from hpo.scores import LEVELS, ScoreSums
 from hpo.select import SelectionWarning, write_json
 from hpo.spread import (
@@ -30,6 +30,7 @@ from hpo.spread import (
     ShardSums,
     combine_shard,
     member_file,
+    ratio_shard,
     score_shard,
     write_arrays,
 )
@@ -114,6 +115,15 @@ def evaluate(
             f"{opened.path}: no labelled structure in the validation split; nothing to calibrate on"
         )
     calibration = calibrate(sums.spread, names)
+    counted = _gather(
+        client,
+        _count_ratios,
+        [(str(directory), str(opened.path), k, known, calibration) for k in shards],
+        "calibrate",
+        report,
+    )
+    ratios = _merge(counted, _add_counts)
+    add_conformal(calibration, ratios or {}, names)
     scored = _gather(
         client,
         _score,
@@ -201,6 +211,20 @@ def _combine(directory: str, dataset: str, shard: int, known: tuple[str, ...], n
     opened = _dataset(dataset)
     labels = _labels(opened, shard, known)
     return combine_shard(Path(directory), shard, num_members, labels, len(opened.dataset_names))
+
+
+def _count_ratios(
+    directory: str, dataset: str, shard: int, known: tuple[str, ...], calibration: dict[str, Any]
+) -> dict[str, list[NDArray[np.int64]]]:
+    opened = _dataset(dataset)
+    labels = _labels(opened, shard, known)
+    return ratio_shard(Path(directory), shard, labels, calibration, opened.dataset_names)
+
+
+def _add_counts(
+    a: dict[str, list[NDArray[np.int64]]], b: dict[str, list[NDArray[np.int64]]]
+) -> dict[str, list[NDArray[np.int64]]]:
+    return {output: [x + y for x, y in zip(parts, b[output], strict=True)] for output, parts in a.items()}
 
 
 def _score(

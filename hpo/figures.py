@@ -194,7 +194,7 @@ def accuracy_and_joules(
     def draw(figure: "Figure", palette: Palette) -> None:
         axes = figure.subplots()
         known = [trial for trial in trials if trial["joules"]]
-        at = {trial["trial"]: (trial["joules"] / 1000, trial["value"]) for trial in known}
+        at = {trial["trial"]: (trial["joules"], trial["value"]) for trial in known}
         if at:
             axes.scatter(*_columns(list(at.values())), color=palette.cycle[0], s=30, label="trial", zorder=2)
         line = [at[number] for number in front if number in at]
@@ -212,7 +212,7 @@ def accuracy_and_joules(
                     str(number), at[number], xytext=(7, 6), textcoords="offset points", fontsize=8,
                     color=palette.ink,
                 )  # fmt: skip
-        axes.set(xlabel="energy used for training (kJ)", ylabel="validation loss")
+        axes.set(xlabel="energy used for training (J)", ylabel="validation loss")
         axes.legend()
 
     return Plot(draw, "Accuracy against energy used; circles are the chosen members, with their trial numbers.")
@@ -285,7 +285,7 @@ def error_against_sigma(curves: Mapping[str, Any], title: str, unit: str, factor
         visible = error > 1e-3 * np.max(error, initial=1e-12)
         marks = axes.scatter(
             sigma[visible], error[visible], c=count[visible], s=9, marker="s", lw=0, alpha=0.8,
-            cmap=palette.sequential, norm=LogNorm(vmin=1, vmax=max(2.0, float(count.max(initial=2.0)))),
+            cmap=palette.sequential, norm=LogNorm(vmin=1, vmax=max(10.0, float(count.max(initial=1.0)))),
             rasterized=True,
         )  # fmt: skip
         bins = np.asarray(curves["reliability_after"], dtype=float).reshape(-1, 3)
@@ -302,7 +302,11 @@ def error_against_sigma(curves: Mapping[str, Any], title: str, unit: str, factor
             xlabel=f"calibrated sigma ({unit})",
             ylabel=f"|error| ({unit})",
         )
-        bar = figure.colorbar(marks, ax=axes, label="values", pad=0.02)
+        for axis, values in ((axes.xaxis, sigma[visible]), (axes.yaxis, error[visible])):
+            if len(values) and values.max() < 50 * values.min():
+                _plain_log(axis)
+        bar = figure.colorbar(marks, ax=axes, label="values in a cell", pad=0.02)
+        _plain_log(bar.ax.yaxis)
         bar.outline.set_visible(False)
         axes.legend(loc="lower right")
 
@@ -337,7 +341,7 @@ def coverage_bars(scores: Mapping[str, Any], title: str) -> Plot:
         axes.grid(visible=False, axis="x")
         axes.legend(loc="upper left", ncols=2)
 
-    return Plot(draw, f"Coverage of {title.lower()} on test; the black lines are what each interval promises.")
+    return Plot(draw, f"Coverage of {title.lower()} on test; the lines are what each interval promises.")
 
 
 _ERRORS = {

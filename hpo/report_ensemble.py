@@ -37,7 +37,7 @@ def ensemble_sections(
     selection, members = made.content["selection"], made.content["members"]
     rows = [
         [str(place), str(member["trial"]), number(member["value"], 4),
-         number((member["joules"] or 0) / 1000, 2), number(member["score"], 3)]
+         number(member["joules"], 0), number(member["score"], 3)]
         for place, member in enumerate(members)
     ]  # fmt: skip
     blocks: list[Any] = [
@@ -51,7 +51,7 @@ def ensemble_sections(
                 figures.accuracy_and_joules(
                     selection["candidates"], selection["pareto_front"], [member["trial"] for member in members]
                 ),
-                Table(["member", "trial", "validation loss", "kJ", "score"], rows, caption="Members"),
+                Table(["member", "trial", "validation loss", "J", "score"], rows, caption="Members"),
             ]
         ),
     ]
@@ -121,11 +121,11 @@ def _output_section(output: str, scores: dict[str, Any], made: EnsembleFolder) -
                  number(part["spearman"], 2)]
             )  # fmt: skip
     columns = [
-        "dataset", "calibration", f"mean sigma ({unit})", "NLL", "NLL, one sigma", f"CRPS ({unit})",
-        "miscal. area", "ENCE", "68 %", "90 %", "95 %", "Spearman",
+        "dataset", "calibration", f"sigma ({unit})", "NLL", "NLL const.", "CRPS",
+        "area", "ENCE", "68 %", "90 %", "95 %", "Spearman",
     ]  # fmt: skip
     factors = [
-        f"{name}: {entry['scale']:.2f}" if entry["scale"] is not None else f"{name}: constant sigma"
+        f"{name}: {entry['scale']:.3g} and {factor * entry['offset']:.3g} {unit}"
         for name, entry in [*calibration["datasets"].items(), ("pooled", calibration["pooled"])]
     ]
     conformal = [
@@ -135,14 +135,14 @@ def _output_section(output: str, scores: dict[str, Any], made: EnsembleFolder) -
     ]
     blocks: list[Any] = [
         Text(
-            f"Factors on the spread, from {calibration['pooled']['count']:,} validation values: "
-            f"{', '.join(factors)}. "
+            f"Scale and offset of the spread, from {calibration['pooled']['count']:,} validation values: "
+            f"{'; '.join(factors)}. "
             + (f"The 90 % conformal intervals held {', '.join(conformal)} of test values." if conformal else "")
         ),
         Table(
             columns, rows, strong=strong,
-            caption="Scores on test. Lower is better for NLL, CRPS, miscalibration area and ENCE; NLL (nats) "
-            "has to beat that of one sigma for all; coverages should be what their heads say",
+            caption="Scores on test. Lower is better for NLL (nats), CRPS, miscalibration area and ENCE; "
+            "NLL has to beat that of one constant sigma; coverages should be what their heads say",
         ),
         Group(
             [

@@ -161,12 +161,12 @@ def study_sections(
     parameters = sorted({name for trial in trials for name in trial["params"]})
     rows = [
         [str(trial["trial"]), figures.STATE_NAMES.get(trial["state"], trial["state"].lower()),
-         number(trial["value"], 4), str(trial["epochs"]), number((trial["joules"] or 0) / 1000 or None, 2),
+         number(trial["value"], 4), str(trial["epochs"]), number(trial["joules"], 0),
          *(setting(trial["params"].get(name)) for name in parameters)]
         for trial in sorted(trials, key=lambda t: (t["value"] is None, t["value"]))
     ]  # fmt: skip
     strong = [place for place, row in enumerate(rows) if int(row[0]) in members]
-    columns = ["trial", "state", "validation loss", "epochs", "kJ", *parameters]
+    columns = ["trial", "state", "validation loss", "epochs", "J", *parameters]
     best = summary.get("best")
     blocks: list[Any] = [Text(f"{', '.join(told)}. Sampler: {study.sampler}.")]
     if best:

@@ -19,7 +19,7 @@ from gfm.data.ragged import RaggedBatch
 from gfm.data.splits import SPLITS
 from gfm.model.ensemble_card import calibrated_sigma, find_calibration
 from gfm.runtime.runs import write_whole
-from hpo.calibrate import FLOORS, OUTPUTS, SpreadSums
+from hpo.calibrate import FLOORS, OUTPUTS, RATIOS, SpreadSums
 from hpo.scores import ScoreSums
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "combine_shard",
     "mean_file",
     "member_file",
+    "ratio_shard",
     "read_arrays",
     "score_shard",
     "write_arrays",
@@ -195,6 +196,24 @@ def combine_shard(
         for output in OUTPUTS
     }
     return ShardSums(spread, errors)
+
+
+def ratio_shard(
+    directory: Path, shard: int, labels: Labels, calibration: dict[str, Any], dataset_names: Sequence[str]
+) -> dict[str, list[NDArray[np.int64]]]:
+    """Return, for each output and dataset, counts of |error| / calibrated sigma over validation."""
+    arrays = read_arrays(mean_file(directory, shard))
+    means = _outputs(arrays["energy"], arrays["forces"], labels)
+    stds = _outputs(arrays["energy_std"], arrays["forces_std"], labels)
+    result: dict[str, list[NDArray[np.int64]]] = {}
+    for output in calibration:
+        result[output] = []
+        for index, name in enumerate(dataset_names):
+            mask = labels.mask(output, index, "validation")
+            errors = means[output][mask] - labels.values[output][mask]
+            sigmas = calibrated_sigma(find_calibration(calibration, output, name), stds[output][mask])
+            result[output].append(RATIOS.count(np.abs(errors) / sigmas))
+    return result
 
 
 def score_shard(

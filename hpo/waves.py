@@ -11,6 +11,7 @@ __all__ = ["Waves"]
 _NAMES = {
     "predict": "members predict shards",
     "combine": "mean and spread of shards",
+    "calibrate": "calibration of shards",
     "score": "scores of shards",
 }
 

@@ -46,7 +46,7 @@ def find_calibration(calibration: Mapping[str, Any], output: str, dataset: str |
 
 def calibrated_sigma(entry: Mapping[str, Any], spreads: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return calibrated sigmas for the members' standard deviations, in the same unit."""
-    if entry["kind"] == "constant":
-        return np.full(np.shape(spreads), max(entry["rmse"], entry["floor"]))
-    sigmas: NDArray[np.float64] = entry["scale"] * np.maximum(spreads, entry["floor"])
+    sigmas: NDArray[np.float64] = np.hypot(
+        entry["scale"] * np.maximum(spreads, entry["floor"]), entry["offset"]
+    )
     return sigmas

@@ -17,7 +17,7 @@ NAMES = ("a", "b")
 
 
 def entry(scale: float, threshold: float) -> dict[str, Any]:
-    return {"kind": "scale", "scale": scale, "floor": 1e-6, "rmse": 0.1, "threshold": threshold}
+    return {"scale": scale, "offset": 0.0, "floor": 1e-6, "rmse": 0.1, "threshold": threshold}
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from gfm.model.ensemble_card import calibrated_sigma, find_calibration
-from hpo.calibrate import CalibrationWarning, SpreadSums, calibrate
+from hpo.calibrate import RATIOS, CalibrationWarning, SpreadSums, calibrate, conformal_quantile
 from hpo.scores import score
 
 
@@ -18,23 +18,59 @@ def understated(n: int, factor: float, seed: int = 0) -> tuple[np.ndarray, np.nd
     return rng.normal(0, sigmas), sigmas / factor
 
 
+def quantile(errors: np.ndarray, sigmas: np.ndarray) -> float | None:
+    return conformal_quantile(RATIOS.count(np.abs(errors) / sigmas))
+
+
 def test_scale_two_is_recovered_and_mends_the_scores() -> None:
     errors, spreads = understated(20_000, 2.0)
     entry = sums_of(errors, spreads).fit(1e-6, "test")
     assert entry["scale"] == pytest.approx(2.0, rel=0.02)
+    assert entry["offset"] < 0.05 * np.median(spreads)
     test_errors, test_spreads = understated(20_000, 2.0, seed=1)
     sigmas = calibrated_sigma(entry, test_spreads)
     assert score(test_errors, sigmas)["miscalibration_area"] < 0.01
     # the conformal half width of Gaussian data is that of the Gaussian, and covers what it promises
-    assert entry["quantile"] == pytest.approx(1.645, rel=0.02)
-    assert np.mean(np.abs(test_errors) <= entry["quantile"] * sigmas) == pytest.approx(0.9, abs=0.01)
+    width = quantile(errors, calibrated_sigma(entry, spreads))
+    assert width == pytest.approx(1.645, rel=0.02)
+    assert np.mean(np.abs(test_errors) <= width * sigmas) == pytest.approx(0.9, abs=0.01)
 
 
-def test_scale_minimises_the_likelihood() -> None:
+def test_what_members_share_becomes_the_offset() -> None:
+    rng = np.random.default_rng(7)
+    spreads = np.exp(rng.normal(-4, 1.0, 50_000))
+    errors = rng.normal(0, np.hypot(1.5 * spreads, 0.05))
+    entry = sums_of(errors, spreads).fit(1e-6, "test")
+    assert entry["scale"] == pytest.approx(1.5, rel=0.05)
+    assert entry["offset"] == pytest.approx(0.05, rel=0.03)
+
+
+def test_members_that_agree_by_chance_do_not_blow_sigma_up() -> None:
+    errors, spreads = understated(2000, 1.0)
+    spreads[:20] = 1e-5
+    entry = sums_of(errors, spreads).fit(1e-6, "test")
+    assert (
+        score(errors, calibrated_sigma(entry, spreads))["crps"] < 1.3 * score(*understated(2000, 1.0))["crps"]
+    )
+
+
+def test_scale_and_offset_minimise_the_likelihood() -> None:
     errors, spreads = understated(500, 3.0, seed=2)
-    best = sums_of(errors, spreads).fit(1e-6, "test")["scale"]
-    nll = [score(errors, spreads * best * f)["nll"] for f in (0.99, 1.0, 1.01)]
-    assert nll[1] < min(nll[0], nll[2])
+    spreads = np.hypot(spreads, 0.01)
+    best = sums_of(errors, spreads).fit(1e-6, "test")
+
+    def nll(scale: float, offset: float) -> float:
+        changed = best | {"scale": best["scale"] * scale, "offset": best["offset"] * offset}
+        return float(score(errors, calibrated_sigma(changed, spreads))["nll"])
+
+    assert nll(1.0, 1.0) < min(nll(1.05, 1.0), nll(0.95, 1.0))
+    assert nll(1.0, 1.0) <= nll(0.5, 1.5)
+
+
+def test_spread_without_meaning_is_given_up_for_a_constant() -> None:
+    rng = np.random.default_rng(3)
+    entry = sums_of(rng.normal(0, 0.2, 5000), np.exp(rng.normal(-3, 1, 5000))).fit(1e-6, "test")
+    assert entry["offset"] == pytest.approx(0.2, rel=0.05)
 
 
 def test_conformal_intervals_hold_for_heavy_tails_and_few_values() -> None:
@@ -42,40 +78,29 @@ def test_conformal_intervals_hold_for_heavy_tails_and_few_values() -> None:
     covered = []
     for _ in range(400):
         errors = rng.standard_t(2, 41)
-        entry = sums_of(errors[:-1], np.ones(40)).fit(1e-6, "test")
-        covered.append(abs(errors[-1]) <= entry["quantile"] * entry["scale"])
+        covered.append(abs(errors[-1]) <= (quantile(errors[:-1], np.ones(40)) or 0.0))
     assert 0.87 < np.mean(covered) < 0.96
 
 
 def test_too_few_values_for_a_conformal_interval_give_none() -> None:
-    assert sums_of(np.ones(8), np.ones(8)).fit(1e-6, "test")["quantile"] is None
-    assert sums_of(np.ones(9), np.ones(9)).fit(1e-6, "test")["quantile"] is not None
+    assert quantile(np.ones(8), np.ones(8)) is None
+    assert quantile(np.ones(9), np.ones(9)) == pytest.approx(1.0, rel=0.003)
 
 
 def test_merging_parts_changes_nothing() -> None:
     errors, spreads = understated(1000, 2.0)
-    parts = [
-        sums_of(e, s) for e, s in zip(np.split(errors, [10, 600]), np.split(spreads, [10, 600]), strict=True)
-    ]
+    cuts = [10, 600]
+    parts = [sums_of(e, s) for e, s in zip(np.split(errors, cuts), np.split(spreads, cuts), strict=True)]
     merged = parts[0].merge(parts[1]).merge(parts[2]).fit(1e-6, "test")
     whole = sums_of(errors, spreads).fit(1e-6, "test")
-    assert merged.pop("kind") == whole.pop("kind") == "scale"
-    assert merged == pytest.approx(whole, rel=1e-12)
-
-
-def test_zeros_by_symmetry_do_not_spoil_the_scale() -> None:
-    errors, spreads = understated(2000, 2.0)
-    with_zeros = sums_of(np.append(errors, np.zeros(500)), np.append(spreads, np.zeros(500)))
-    entry = with_zeros.fit(1e-6, "test")
-    assert entry["at_floor"] == 500
-    assert entry["scale"] == pytest.approx(sums_of(errors, spreads).fit(1e-6, "test")["scale"])
+    for key in ("count", "rmse", "scale", "threshold"):
+        assert merged[key] == pytest.approx(whole[key], rel=1e-4), key
 
 
 def test_identical_members_fall_back_to_the_rmse_with_a_warning() -> None:
     errors = np.array([0.1, -0.3] * 10)
     with pytest.warns(CalibrationWarning, match="do not differ"):
         entry = sums_of(errors, np.zeros(20)).fit(1e-6, "forces")
-    assert entry["kind"] == "constant"
     np.testing.assert_allclose(calibrated_sigma(entry, np.zeros(3)), np.sqrt(np.mean(errors**2)))
 
 

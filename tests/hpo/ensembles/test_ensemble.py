@@ -65,7 +65,7 @@ def close(found: dict[str, Any], expected: dict[str, Any]) -> None:
         if isinstance(value, dict):
             close(found[key], value)
         else:
-            assert found[key] == pytest.approx(value, rel=1e-6), key
+            assert found[key] == pytest.approx(value, rel=1e-3, abs=1e-4), key
 
 
 def test_running_spread_is_that_of_numpy() -> None:
@@ -89,7 +89,7 @@ def test_streaming_equals_in_memory(
     for output in ("energy", "forces"):
         for place, name in enumerate(dataset.dataset_names):
             scale = calibration[output]["datasets"][name]["scale"]
-            assert scale == pytest.approx(expected[output]["scales"][place], rel=1e-6)
+            assert scale == pytest.approx(expected[output]["scales"][place], rel=1e-4)
             close(scores[output]["datasets"][name]["after"], expected[output]["datasets"][place])
         close(scores[output]["pooled"]["after"], expected[output]["pooled"])
 
@@ -98,10 +98,10 @@ def test_known_factors_are_found_and_calibrate(make_ensemble: Any, known_errors:
     folder = make_ensemble()
     scores = evaluate(folder, client=client)
     ensemble = json.loads((folder / "ensemble.json").read_text())
-    # a spread from 4 members is t-like: mean(z^2) is (M - 1) / (M - 3) times that of a known sigma
+    entries = ensemble["calibration"]["forces"]["datasets"]
     for name, factor in (("organics", 2.0), ("oxides", 3.0)):
-        scale = ensemble["calibration"]["forces"]["datasets"][name]["scale"]
-        assert scale == pytest.approx(factor * np.sqrt(3), rel=0.25)
+        # a spread of 0.05 in the middle; the spread over 4 members is noisy, so part of it goes to the offset
+        assert calibrated_sigma(entries[name], np.array(0.05)) == pytest.approx(factor * 0.05, rel=0.25)
     forces = scores["forces"]["pooled"]
     assert forces["after"]["nll"] < forces["before"]["nll"]
     assert forces["after"]["miscalibration_area"] < forces["before"]["miscalibration_area"]
