@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "accuracy_and_joules",
+    "calibration_by_dataset",
     "calibration_curve",
     "coverage_bars",
     "error_against_sigma",
@@ -272,6 +273,24 @@ def calibration_curve(curves: Mapping[str, Any], title: str) -> Plot:
     return Plot(draw, caption, size=(5.2, 4.6))
 
 
+def calibration_by_dataset(curves: Mapping[str, Mapping[str, Any]], order: Sequence[str], title: str) -> Plot:
+    """Draw the calibration curve of each dataset, after calibration; colours follow the order."""
+
+    def draw(figure: "Figure", palette: Palette) -> None:
+        axes = figure.subplots()
+        axes.plot([0, 1], [0, 1], color=palette.muted, lw=1, ls="--")
+        for place, name in enumerate(order):
+            if name in curves:
+                levels = [0.0, *curves[name]["levels"], 1.0]
+                observed = [0.0, *curves[name]["observed_after"], 1.0]
+                axes.plot(levels, observed, color=palette.cycle[place % len(palette.cycle)], lw=1.5, label=name)
+        axes.set(xlabel="expected share inside the interval", ylabel="observed share", title=title)
+        axes.set(xlim=(0, 1), ylim=(0, 1))
+        axes.legend(loc="lower right")
+
+    return Plot(draw, f"Calibration of {title.lower()} by dataset, after calibration, on test.")
+
+
 def error_against_sigma(curves: Mapping[str, Any], title: str, unit: str, factor: float) -> Plot:
     """Draw |error| against calibrated sigma as a density, with RMSE over root mean variance in bins."""
 
@@ -370,6 +389,8 @@ def _plain_log(axis: Any) -> None:
     """Label a logarithmic axis with plain numbers, which a range below a factor of ten needs."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    axis.set_major_locator(LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0, 7.0), numticks=8))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.3g}"))
+    low, high = sorted(axis.get_view_interval())
+    subs = (1.0, 2.0, 5.0) if high > 12 * low else (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0)
+    axis.set_major_locator(LogLocator(subs=subs))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.4g}"))
     axis.set_minor_formatter(NullFormatter())

@@ -102,7 +102,8 @@ def _comparison_table(comparison: dict[str, Any]) -> Table:
 
 def _output_section(output: str, scores: dict[str, Any], made: EnsembleFolder) -> Section:
     """Return the scores of one output before and after calibration."""
-    curves = (made.curves or {})[output]["pooled"]
+    both = (made.curves or {})[output]
+    curves, by_dataset = both["pooled"], both["datasets"]
     unit, factor = _SHOWN[output]
     calibration = made.content["calibration"][output]
     rows: list[list[str]] = []
@@ -150,7 +151,12 @@ def _output_section(output: str, scores: dict[str, Any], made: EnsembleFolder) -
                 figures.error_against_sigma(curves, _TITLES[output], unit, factor),
             ]
         ),
-        Group([figures.coverage_bars(scores, _TITLES[output])]),
+        Group(
+            [
+                figures.coverage_bars(scores, _TITLES[output]),
+                figures.calibration_by_dataset(by_dataset, list(by_dataset), _TITLES[output]),
+            ]
+        ),
     ]  # fmt: skip
     return Section(f"Uncertainty of {'energies' if output == 'energy' else 'forces'}", blocks)
 

@@ -136,7 +136,8 @@ def training_sections(
             "in eV/Å",
         ),
         figures.errors_by_epoch(records, dataset.dataset_names if dataset is not None else order),
-        Group([figures.loss_by_epoch(records), *pictures]),
+        Group([figures.loss_by_epoch(records)]),
+        *pictures,
     ]  # fmt: skip
     return [Section("Training", blocks)]
 
