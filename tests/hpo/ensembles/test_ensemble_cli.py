@@ -70,4 +70,5 @@ def test_evaluate_with_real_models_in_worker_processes(real_ensemble: Path, data
 
     atoms = molecule("H2O")
     atoms.calc = EnsembleCalculator(real_ensemble, dataset="organics")
-    assert atoms.calc.get_property("energy_std", atoms) > 0
+    atoms.get_potential_energy()
+    assert atoms.calc.results["energy_std"] > 0
