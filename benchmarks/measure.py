@@ -1,8 +1,8 @@
 """What all benchmarks share: alternating timings of ours and a peer's, and how results are printed.
 
 A benchmark is ``benchmarks/NAME.py``: a table for people, or with ``--json`` one object
-``{"machine": ..., "results": [{"name", "value", "unit", "peer", "peer_value", "ratio"}, ...]}`` where a ratio above 1
-is better than the peer, or, for a limit, the share of it that is reached.
+``{"machine": ..., "results": [{"name", "value", "unit", "peer", "peer_value", "ratio"}, ...]}`` where a ratio
+above 1 is better than the peer, or, for a limit, the share of it that is reached.
 """
 
 import json
@@ -32,8 +32,8 @@ class Result:
 def cpu_rates(runs: Sequence[tuple[Callable[[], object], int]], *, repeats: int = 5) -> list[float]:
     """Return items per CPU second of each run: the median over alternating repeats.
 
-    CPU time of this process, so that other work on the machine does not count; one call of each first, to compile
-    and to warm caches.
+    CPU time of this process, so that other work on the machine does not count; one call of each first, to
+    compile and to warm caches.
     """
     for run, _ in runs:
         run()

@@ -1,4 +1,6 @@
-"""Neighbour lists: structures per CPU second on one core, beside vesin and ASE; and how cost grows with size."""
+"""Neighbour lists: structures per CPU second on one core, beside vesin and ASE; how cost grows with size."""
+
+from functools import partial
 
 import numpy as np
 import vesin
@@ -50,7 +52,7 @@ def main() -> None:
         results.append(Result(name, rates[0], "structures/CPU s", peer, rate, rates[0] / rate))
 
     sizes = [crystals(1, (n, n, n)) for n in (6, 8, 11, 14)]  # 864 to 10,976 atoms
-    grown = cpu_rates([(lambda b=b: ours(b), int(b.offsets[-1])) for b in sizes], repeats=3)
+    grown = cpu_rates([(partial(ours, batch), int(batch.offsets[-1])) for batch in sizes], repeats=3)
     for batch, rate in zip(sizes, grown, strict=True):
         name = f"one cell of {batch.offsets[-1]:,} atoms"
         results.append(Result(name, rate, "atoms/CPU s", "864 atoms", grown[0], rate / grown[0]))

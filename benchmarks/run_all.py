@@ -17,7 +17,8 @@ def main() -> None:
     lines = [
         "# Results",
         "",
-        f"{datetime.date.today()}, {machine()}. A ratio above 1 is better than the peer, or the share of a limit.",
+        f"{datetime.date.today()}, {machine()}.",
+        "A ratio above 1 is better than the peer, or the share of a limit that is reached.",
     ]
     for path in sorted(HERE.glob("*.py")):
         if path.name in NOT_BENCHMARKS:

@@ -85,7 +85,7 @@ def write_qm7x(folder: Path, structures: int, rng: np.random.Generator, made: Ca
     import h5py
 
     pool = molecule_pool("H C N O S Cl", rng)
-    counts = share_out(structures, len(pool), 6)
+    counts = share_out(structures, len(pool), 3)
     ids = [index + 1 if index < (len(counts) + 1) // 2 else index + 7001 for index in range(len(counts))]
     duplicate = ""
     for name, letter, chosen in (("1000", "", range(1000)), ("8000", "d", range(7000, 8000))):

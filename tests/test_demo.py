@@ -38,7 +38,8 @@ def test_all_five_sources_are_in(summary: dict[str, Any]) -> None:
     assert {entry["name"] for entry in summary["datasets"]} == SOURCES
     for entry in summary["datasets"]:
         assert entry["structures"] >= 150, entry
-        assert not entry["rejected"], entry
+        # The QM7-X sample names duplicates in DupMols.dat, as the published one does.
+        assert set(entry["rejected"]) <= {"duplicate"}, entry
     assert summary["store"]["structures"] == sum(entry["structures"] for entry in summary["datasets"])
     assert summary["store"]["bytes_per_structure"] > 0
 

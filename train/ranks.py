@@ -81,9 +81,9 @@ class Ranks:
         if self.size == 1:
             return module
         # All parameters take part in every step (see Objective), so nothing has to be searched for; buffers
-        # are constants.
+        # are constants, the same on all ranks.
         return nn.parallel.DistributedDataParallel(
-            module, broadcast_buffers=False, gradient_as_bucket_view=True
+            module, forward_sync_buffers=False, gradient_as_bucket_view=True
         )
 
 

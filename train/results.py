@@ -12,6 +12,7 @@ from gfm.runtime.runs import RunFolder
 from store.samples import SampleStore
 from train.checkpoint import Checkpoint
 from train.config import TrainConfig
+from train.feed import GraphMaker
 from train.predict import predict
 from train.state import EpochRecord, State
 
@@ -19,6 +20,8 @@ __all__ = ["TrainResult", "finish", "finished", "write_summary"]
 
 # Structures shown in a parity plot: more would only darken it.
 _SHOWN = 1000
+# Structures over which the conservation gap of direct forces is averaged.
+_GAP_SHOWN = 64
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,12 @@ def finish(
         batch = samples.get(rows)
         potential = load_model(folder / "model")
         predictions = predict(potential, batch, stored=stored)
+        parameter = next(potential.parameters())
+        make_graph = GraphMaker(
+            potential.config, stored, list(potential.dataset_names), parameter.dtype, parameter.device
+        )
+        some = make_graph(batch.take(np.arange(0, len(batch), max(1, len(batch) // _GAP_SHOWN))))
+        about = {**about, "conservation_gap_ev_per_angstrom": potential.conservation_gap(some)}
         plot_loss(folder.records(), folder / "plots" / "loss.png")
         plot_parity(potential, batch, predictions, stored, len(ids), folder / "plots" / "parity.png")
     return _result(write_summary(folder, state, about), folder)

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gfm.data.fields import FIELDS
 from gfm.data.neighbors import edge_vectors, neighbor_edges
 from gfm.data.ragged import RaggedBatch
 from gfm.data.structure import Structure
@@ -115,10 +116,11 @@ def graph_from_batch(
     labels = {}
     for name in LABELS:
         if masks[name].any():
-            values = (
-                np.nan_to_num(batch.columns[name], copy=True) if not masks[name].all() else batch.columns[name]
-            )
-            labels[name] = torch.from_numpy(values.copy()) if name == "energy" else floats(values)
+            values = batch.columns[name].copy()
+            # Only what is absent: a label that is there and not finite must not turn into a number.
+            absent = ~batch.has(name)
+            values[np.repeat(absent, batch.num_atoms) if FIELDS[name].per == "atom" else absent] = 0
+            labels[name] = torch.from_numpy(values) if name == "energy" else floats(values)
     num = len(batch)
     return Graph(
         numbers=torch.from_numpy(batch.columns["numbers"].astype(np.int64)),
