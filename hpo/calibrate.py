@@ -3,11 +3,13 @@
 The calibrated sigma is ``sqrt((scale x spread)^2 + offset^2)`` with the scale and offset that minimise the
 Gaussian NLL of validation errors. The offset is what all members share: without it, errors where the members
 happen to agree would blow the scale up. Scale alone would be the closed form sqrt(mean((error / spread)^2)), a
-constant sigma the other end. The split conformal quantile of |error| / sigma gives intervals that hold without
-assuming a Gaussian.
+constant sigma the other end. A few members agree by chance now and then, which a small validation set need not
+show; so the offset is never less than one further degree of freedom at the typical spread would give,
+``scale x rms spread / sqrt(members - 1)``: an empirical Bayes estimate of the variance with the weakest prior.
+The split conformal quantile of |error| / sigma gives intervals that hold without assuming a Gaussian.
 
 Source: linear calibration by NLL, Palmer et al. 2022, doi:10.1038/s41524-022-00794-8; variance scaling, Levi et
-al. 2022, doi:10.3390/s22155540; split conformal prediction with its finite-sample correction, Angelopoulos &
+al. 2022, doi:10.3390/s22155540; moderated variances, Smyth 2004, doi:10.2202/1544-6115.1027; split conformal prediction with its finite-sample correction, Angelopoulos &
 Bates 2021, arXiv:2107.07511. Force components of one structure are not exchangeable one by one, so for forces
 the conformal coverage is an average over structures like those of validation.
 """
@@ -98,11 +100,12 @@ class SpreadSums:
             **{field.name: getattr(self, field.name) + getattr(other, field.name) for field in fields(self)}
         )
 
-    def fit(self, floor: float, where: str) -> dict[str, Any]:
+    def fit(self, floor: float, members: int, where: str) -> dict[str, Any]:
         """Return the calibration as it stands in ensemble.json, without its conformal quantile.
 
         Args:
             floor: Smallest spread that is believed, and smallest offset, in the output's unit.
+            members: How many members the spread is of.
             where: Names dataset and output in warnings.
 
         Returns:
@@ -119,7 +122,9 @@ class SpreadSums:
             )
             scale, offset = 0.0, max(rmse, floor)
         else:
-            scale, offset = _most_likely(self.bins[:, self.bins[0] > 0], floor, max(rmse, floor))
+            bins = self.bins[:, self.bins[0] > 0]
+            chance = float(np.sqrt(bins[1].sum() / bins[0].sum() / (members - 1)))
+            scale, offset = _most_likely(bins, floor, max(rmse, floor), chance)
         structures = int(self.largest.sum())
         largest = _SPREADS.quantile(self.largest, int(np.ceil(structures * THRESHOLD_LEVEL)))
         return {
@@ -134,12 +139,15 @@ class SpreadSums:
         }
 
 
-def _most_likely(bins: NDArray[np.float64], floor: float, rmse: float) -> tuple[float, float]:
-    """Return scale and offset that minimise the NLL of binned values (count, spread^2, error^2 by bin)."""
+def _most_likely(bins: NDArray[np.float64], floor: float, rmse: float, chance: float) -> tuple[float, float]:
+    """Return scale and offset that minimise the NLL of binned values (count, spread^2, error^2 by bin).
+
+    The offset is at least ``scale x chance``.
+    """
     from scipy.optimize import minimize
 
     counts, variances, squares = bins
-    spread, square = variances / counts / rmse**2, squares / counts / rmse**2
+    spread, square = (variances / counts + chance**2) / rmse**2, squares / counts / rmse**2
 
     def nll(logs: NDArray[np.float64]) -> float:
         sigma2 = np.exp(logs[0]) * spread + np.exp(logs[1])
@@ -151,15 +159,19 @@ def _most_likely(bins: NDArray[np.float64], floor: float, rmse: float) -> tuple[
     starts = [(alone, max(lowest, -8.0)), (0.0, -1.0), (-10.0, 0.0)]
     found = [minimize(nll, start, method="L-BFGS-B", bounds=bounds) for start in starts]
     log_scale, log_offset = min(found, key=lambda result: float(result.fun)).x
-    return float(np.exp(log_scale / 2)), float(rmse * np.exp(log_offset / 2))
+    scale = float(np.exp(log_scale / 2))
+    return scale, float(np.hypot(scale * chance, rmse * np.exp(log_offset / 2)))
 
 
-def calibrate(sums: Mapping[str, Sequence[SpreadSums]], dataset_names: Sequence[str]) -> dict[str, Any]:
+def calibrate(
+    sums: Mapping[str, Sequence[SpreadSums]], dataset_names: Sequence[str], members: int
+) -> dict[str, Any]:
     """Fit a calibration for each output, pooled and per dataset.
 
     Args:
         sums: Output name to its sums by dataset, in the order of ``dataset_names``.
         dataset_names: Names of the datasets.
+        members: How many members the spread is of, at least 2.
 
     Returns:
         ``{output: {"unit", "pooled": {...}, "datasets": {name: {...}}}}``; outputs without validation
@@ -176,7 +188,7 @@ def calibrate(sums: Mapping[str, Sequence[SpreadSums]], dataset_names: Sequence[
         fitted: dict[str, Any] = {}
         for name, part in zip(dataset_names, by_dataset, strict=True):
             if part.count >= MIN_VALUES:
-                fitted[name] = part.fit(FLOORS[output], f"{output} of {name}")
+                fitted[name] = part.fit(FLOORS[output], members, f"{output} of {name}")
             elif part.count:
                 warnings.warn(
                     f"{output} of {name}: only {part.count} validation values; the pooled calibration is used",
@@ -185,7 +197,7 @@ def calibrate(sums: Mapping[str, Sequence[SpreadSums]], dataset_names: Sequence[
                 )
         calibration[output] = {
             "unit": OUTPUTS[output],
-            "pooled": pooled.fit(FLOORS[output], f"{output}, pooled"),
+            "pooled": pooled.fit(FLOORS[output], members, f"{output}, pooled"),
             "datasets": fitted,
         }
     return calibration

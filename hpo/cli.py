@@ -160,7 +160,7 @@ def _ensemble_select(
     ] = 0.1,
     tolerance: Annotated[
         float, typer.Option(help="First tier: loss at most this share above the best trial's.")
-    ] = 0.5,
+    ] = 0.25,
     as_json: _Json = False,
 ) -> None:
     """Choose members from the finished trials of a study: accuracy first, then energy.

@@ -114,7 +114,7 @@ def evaluate(
         raise DataError(
             f"{opened.path}: no labelled structure in the validation split; nothing to calibrate on"
         )
-    calibration = calibrate(sums.spread, names)
+    calibration = calibrate(sums.spread, names, len(members))
     counted = _gather(
         client,
         _count_ratios,

@@ -98,7 +98,7 @@ def select(
     *,
     members: int = 3,
     energy_weight: float = 0.1,
-    tolerance: float = 0.5,
+    tolerance: float = 0.25,
 ) -> dict[str, Any]:
     """Choose members from a study and gather their models in one folder that needs nothing else.
 

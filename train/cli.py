@@ -62,10 +62,11 @@ def run(
 
 
 def _print_result(result: "TrainResult", as_json: bool) -> None:
-    from dataclasses import asdict
+    from gfm.runtime.runs import RunFolder
 
     if as_json:
-        print(json.dumps({**asdict(result), "model": str(result.model)}))
+        summary = RunFolder(result.model.parent).summary()
+        print(json.dumps({**(summary or {}), "model": str(result.model)}))
         return
     best = result.best["validation"]
     print(

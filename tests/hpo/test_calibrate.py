@@ -7,6 +7,9 @@ from gfm.model.ensemble_card import calibrated_sigma, find_calibration
 from hpo.calibrate import RATIOS, CalibrationWarning, SpreadSums, calibrate, conformal_quantile
 from hpo.scores import score
 
+# So many members do not agree by chance.
+MANY = 1_000_001
+
 
 def sums_of(errors: np.ndarray, spreads: np.ndarray, floor: float = 1e-6) -> SpreadSums:
     return SpreadSums.of(errors, spreads, spreads, floor)
@@ -24,7 +27,7 @@ def quantile(errors: np.ndarray, sigmas: np.ndarray) -> float | None:
 
 def test_scale_two_is_recovered_and_mends_the_scores() -> None:
     errors, spreads = understated(20_000, 2.0)
-    entry = sums_of(errors, spreads).fit(1e-6, "test")
+    entry = sums_of(errors, spreads).fit(1e-6, MANY, "test")
     assert entry["scale"] == pytest.approx(2.0, rel=0.02)
     assert entry["offset"] < 0.05 * np.median(spreads)
     test_errors, test_spreads = understated(20_000, 2.0, seed=1)
@@ -40,7 +43,7 @@ def test_what_members_share_becomes_the_offset() -> None:
     rng = np.random.default_rng(7)
     spreads = np.exp(rng.normal(-4, 1.0, 50_000))
     errors = rng.normal(0, np.hypot(1.5 * spreads, 0.05))
-    entry = sums_of(errors, spreads).fit(1e-6, "test")
+    entry = sums_of(errors, spreads).fit(1e-6, MANY, "test")
     assert entry["scale"] == pytest.approx(1.5, rel=0.05)
     assert entry["offset"] == pytest.approx(0.05, rel=0.03)
 
@@ -48,7 +51,7 @@ def test_what_members_share_becomes_the_offset() -> None:
 def test_members_that_agree_by_chance_do_not_blow_sigma_up() -> None:
     errors, spreads = understated(2000, 1.0)
     spreads[:20] = 1e-5
-    entry = sums_of(errors, spreads).fit(1e-6, "test")
+    entry = sums_of(errors, spreads).fit(1e-6, MANY, "test")
     assert (
         score(errors, calibrated_sigma(entry, spreads))["crps"] < 1.3 * score(*understated(2000, 1.0))["crps"]
     )
@@ -57,7 +60,7 @@ def test_members_that_agree_by_chance_do_not_blow_sigma_up() -> None:
 def test_scale_and_offset_minimise_the_likelihood() -> None:
     errors, spreads = understated(500, 3.0, seed=2)
     spreads = np.hypot(spreads, 0.01)
-    best = sums_of(errors, spreads).fit(1e-6, "test")
+    best = sums_of(errors, spreads).fit(1e-6, MANY, "test")
 
     def nll(scale: float, offset: float) -> float:
         changed = best | {"scale": best["scale"] * scale, "offset": best["offset"] * offset}
@@ -69,7 +72,7 @@ def test_scale_and_offset_minimise_the_likelihood() -> None:
 
 def test_spread_without_meaning_is_given_up_for_a_constant() -> None:
     rng = np.random.default_rng(3)
-    entry = sums_of(rng.normal(0, 0.2, 5000), np.exp(rng.normal(-3, 1, 5000))).fit(1e-6, "test")
+    entry = sums_of(rng.normal(0, 0.2, 5000), np.exp(rng.normal(-3, 1, 5000))).fit(1e-6, MANY, "test")
     assert entry["offset"] == pytest.approx(0.2, rel=0.05)
 
 
@@ -91,8 +94,8 @@ def test_merging_parts_changes_nothing() -> None:
     errors, spreads = understated(1000, 2.0)
     cuts = [10, 600]
     parts = [sums_of(e, s) for e, s in zip(np.split(errors, cuts), np.split(spreads, cuts), strict=True)]
-    merged = parts[0].merge(parts[1]).merge(parts[2]).fit(1e-6, "test")
-    whole = sums_of(errors, spreads).fit(1e-6, "test")
+    merged = parts[0].merge(parts[1]).merge(parts[2]).fit(1e-6, MANY, "test")
+    whole = sums_of(errors, spreads).fit(1e-6, MANY, "test")
     for key in ("count", "rmse", "scale", "threshold"):
         assert merged[key] == pytest.approx(whole[key], rel=1e-4), key
 
@@ -100,13 +103,25 @@ def test_merging_parts_changes_nothing() -> None:
 def test_identical_members_fall_back_to_the_rmse_with_a_warning() -> None:
     errors = np.array([0.1, -0.3] * 10)
     with pytest.warns(CalibrationWarning, match="do not differ"):
-        entry = sums_of(errors, np.zeros(20)).fit(1e-6, "forces")
+        entry = sums_of(errors, np.zeros(20)).fit(1e-6, MANY, "forces")
     np.testing.assert_allclose(calibrated_sigma(entry, np.zeros(3)), np.sqrt(np.mean(errors**2)))
+
+
+def test_few_members_that_agree_by_chance_are_not_believed() -> None:
+    rng = np.random.default_rng(0)
+    sigma = 0.1
+    values = rng.normal(0, sigma, (3, 40))
+    spreads, errors = values.std(axis=0, ddof=1), rng.normal(0, sigma, 40)
+    few = sums_of(errors, spreads).fit(1e-6, 3, "test")
+    # Members that agree to a millionth of their usual spread: still no certainty.
+    assert calibrated_sigma(few, np.array([1e-6 * sigma]))[0] > 0.3 * sigma
+    typical = np.sqrt(np.mean(spreads**2))
+    assert few["offset"] >= few["scale"] * typical / np.sqrt(2) * 0.99
 
 
 def test_threshold_is_exceeded_by_one_structure_in_a_hundred() -> None:
     errors, spreads = understated(10_000, 2.0)
-    entry = sums_of(errors, spreads).fit(1e-6, "test")
+    entry = sums_of(errors, spreads).fit(1e-6, MANY, "test")
     assert np.mean(calibrated_sigma(entry, spreads) > entry["threshold"]) == pytest.approx(0.01, abs=0.002)
 
 
@@ -114,7 +129,7 @@ def test_each_dataset_has_its_own_and_unseen_ones_the_pooled() -> None:
     a, b, few = understated(400, 2.0, 1), understated(400, 5.0, 2), understated(3, 1.0, 3)
     with pytest.warns(CalibrationWarning, match="only 3"):
         result = calibrate(
-            {"energy": [sums_of(*part) for part in (a, b, few)], "forces": []}, ["a", "b", "few"]
+            {"energy": [sums_of(*part) for part in (a, b, few)], "forces": []}, ["a", "b", "few"], MANY
         )
     assert set(result) == {"energy"}
     assert find_calibration(result, "energy", "a")["scale"] == pytest.approx(2.0, rel=0.15)

@@ -46,7 +46,7 @@ def in_memory(dataset: Dataset, predict: Callable[..., Any], members: int) -> di
             for d in (0, 1)
         }
         sums = [SpreadSums.of(errors[m], spreads[m], spreads[m], 1e-9) for m in (masks[1, 0], masks[1, 1])]
-        fitted = calibrate({output: sums}, dataset.dataset_names)[output]["datasets"]
+        fitted = calibrate({output: sums}, dataset.dataset_names, len(stack))[output]["datasets"]
         parts = []
         for d, name in enumerate(dataset.dataset_names):
             mask = masks[2, d]
