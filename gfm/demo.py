@@ -162,7 +162,7 @@ def _demo(
 
 
 def _errors(training: dict[str, Any]) -> dict[str, Any]:
-    """Keep of a training what a reader asks first; its first and last validation errors, overall and by source."""
+    """Keep of a training what a reader asks first, and its validation errors, overall and by source."""
     kept = ("status", "ranks", "store", "epochs", "structures_per_second", "joules", "joules_method")
     return {
         **{key: training[key] for key in kept},

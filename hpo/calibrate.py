@@ -9,9 +9,10 @@ show; so the offset is never less than one further degree of freedom at the typi
 The split conformal quantile of |error| / sigma gives intervals that hold without assuming a Gaussian.
 
 Source: linear calibration by NLL, Palmer et al. 2022, doi:10.1038/s41524-022-00794-8; variance scaling, Levi et
-al. 2022, doi:10.3390/s22155540; moderated variances, Smyth 2004, doi:10.2202/1544-6115.1027; split conformal prediction with its finite-sample correction, Angelopoulos &
-Bates 2021, arXiv:2107.07511. Force components of one structure are not exchangeable one by one, so for forces
-the conformal coverage is an average over structures like those of validation.
+al. 2022, doi:10.3390/s22155540; moderated variances, Smyth 2004, doi:10.2202/1544-6115.1027; split conformal
+prediction with its finite-sample correction, Angelopoulos & Bates 2021, arXiv:2107.07511. Force components of
+one structure are not exchangeable one by one, so for forces the conformal coverage is an average over
+structures like those of validation.
 """
 
 import warnings
