@@ -101,3 +101,15 @@ def test_a_misspelt_verb_is_answered_with_the_one_meant() -> None:
     )
     assert process.returncode == 2
     assert "Did you mean 'ingest'?" in process.stderr
+
+
+def test_the_manual_lists_the_fields_of_the_code() -> None:
+    from gfm.data.fields import FIELDS
+
+    table = (ROOT / "docs" / "conventions.md").read_text().partition("<!-- fields")[2]
+    for field in FIELDS.values():
+        shape = "x".join(map(str, field.shape)) or "-"
+        optional = "yes" if field.optional else "no"
+        row = (field.name, field.per, field.dtype, shape, field.unit or "-", optional, field.note)
+        assert f"| {' | '.join(row)} |" in table
+    assert table.count("\n| ") == len(FIELDS) + 1
