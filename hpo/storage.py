@@ -14,10 +14,10 @@ import socket
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import optuna
 from optuna.exceptions import ExperimentalWarning
@@ -25,6 +25,9 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 
 from gfm.errors import ConfigError, ResourceError
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
 
 __all__ = [
     "JOURNAL",
@@ -74,12 +77,20 @@ def open_storage(
         raise ConfigError(
             f"storage {url!r}: expected sqlite:///FILE or postgresql+psycopg://USER@HOST/DATABASE"
         )
+    from sqlalchemy import create_engine
     from sqlalchemy.exc import ArgumentError, OperationalError
+    from sqlalchemy.pool import NullPool
 
+    output.mkdir(parents=True, exist_ok=True)
     # SQLite waits for the other workers' transactions; PostgreSQL tests a connection that idled for an epoch.
     options = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {"pool_pre_ping": True}
     try:
-        with warnings.catch_warnings():
+        # Optuna makes missing tables without a lock: two clients of a new database would trip over each other.
+        if url.startswith("sqlite"):
+            making: AbstractContextManager[None] = _file_lock(output)
+        else:
+            making = _advisory_lock(create_engine(url, poolclass=NullPool))
+        with making, warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)  # heartbeats, since Optuna 2.9
             return RDBStorage(
                 url,
@@ -117,16 +128,30 @@ def trial_id(storage: BaseStorage, study: optuna.Study, number: int) -> int:
 def turn(storage: BaseStorage, output: Path) -> Iterator[None]:
     """Hold the one turn of a study: in PostgreSQL for all its clients, else for all who share the folder."""
     if isinstance(storage, RDBStorage) and storage.url.startswith("postgresql"):
-        with storage.engine.connect() as connection:
-            connection.exec_driver_sql(f"SELECT pg_advisory_lock({_ADVISORY_KEY})")
-            try:
-                yield
-            finally:
-                connection.exec_driver_sql(f"SELECT pg_advisory_unlock({_ADVISORY_KEY})")
+        held = _advisory_lock(storage.engine)
     else:
-        with (output / "study.turn").open("a") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)  # closing releases it
+        held = _file_lock(output)
+    with held:
+        yield
+
+
+@contextmanager
+def _advisory_lock(engine: "Engine") -> Iterator[None]:
+    """Hold this project's lock in a PostgreSQL database; the server frees it when the connection ends."""
+    with engine.connect() as connection:
+        connection.exec_driver_sql(f"SELECT pg_advisory_lock({_ADVISORY_KEY})")
+        try:
             yield
+        finally:
+            connection.exec_driver_sql(f"SELECT pg_advisory_unlock({_ADVISORY_KEY})")
+
+
+@contextmanager
+def _file_lock(output: Path) -> Iterator[None]:
+    """Hold the lock file in a study's folder; the kernel frees it when its holder dies."""
+    with (output / "study.turn").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # closing releases it
+        yield
 
 
 class Lease:

@@ -274,3 +274,25 @@ def test_postgresql_keeps_a_study_and_survives_a_killed_worker(
     assert summary["retried"] == 1
     assert not (output / "study.journal").exists()
     assert [row["epochs"] for row in summary["finished"]] == [41]
+
+
+@pytest.mark.postgres
+def test_clients_that_open_a_new_database_at_once_do_not_trip(postgres: str, tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from hpo.storage import open_storage; input();"
+        "open_storage(sys.argv[1], Path(sys.argv[2])); print('open')"
+    )
+    clients = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, postgres, str(tmp_path)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for _ in range(4)
+    ]  # fmt: skip
+    for client in clients:
+        assert client.stdin is not None
+        client.stdin.write("\n")
+        client.stdin.flush()
+    for client in clients:
+        output, errors = client.communicate(timeout=120)
+        assert output == "open\n", errors
