@@ -26,14 +26,14 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     """Read one YAML mapping.
 
     Raises:
-        ConfigError: The file is missing, is not YAML, or is not a mapping.
+        ConfigError: The file is missing or not readable, is not YAML, or is not a mapping.
     """
     path = Path(path)
     if not path.is_file():
         raise ConfigError(f"{path}: there is no such file")
     try:
         data = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise ConfigError(f"{path}: not readable as YAML: {error}") from error
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: expected a mapping of keys to values, found {type(data).__name__}")
@@ -44,7 +44,8 @@ def apply_overrides(data: dict[str, Any], overrides: Iterable[str]) -> dict[str,
     """Return the mapping with ``key.sub=value`` settings applied; values are read as YAML.
 
     Raises:
-        ConfigError: An override has no ``=``, or goes through something that is not a mapping.
+        ConfigError: An override has no ``=``, its value is not YAML, or it goes through something that is not a
+            mapping.
     """
     result = _copy(data)
     for override in overrides:
@@ -57,7 +58,10 @@ def apply_overrides(data: dict[str, Any], overrides: Iterable[str]) -> dict[str,
             node = node.setdefault(name, {})
             if not isinstance(node, dict):
                 raise ConfigError(f"override {override!r}: {name!r} is a value, not a mapping")
-        node[last] = yaml.safe_load(text)
+        try:
+            node[last] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"override {override!r}: the value is not readable as YAML: {error}") from error
     return result
 
 

@@ -63,10 +63,16 @@ def test_every_mistake_is_named_at_once() -> None:
     assert str(caught.value).count("here: ") == 3
 
 
-@pytest.mark.parametrize("override", ["name", "=3", "name.sub=3"])
+@pytest.mark.parametrize("override", ["name", "=3", "name.sub=3", "name=[", "name=: :"])
 def test_bad_overrides(override: str) -> None:
     with pytest.raises(ConfigError, match="override"):
         apply_overrides({"name": "x"}, [override])
+
+
+def test_a_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "model.pt").write_bytes(b"\x80\x02\xff")
+    with pytest.raises(ConfigError, match=r"model\.pt: not readable"):
+        load_config(Outer, tmp_path / "model.pt")
 
 
 def test_missing_file(tmp_path: Path) -> None:
