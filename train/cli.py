@@ -34,7 +34,7 @@ def run(
     """Train a model; started again, it goes on where it was.
 
     Alone or on several ranks: a step's batch is batch.size structures from each. SIGTERM and SIGUSR1 end it
-    after the step with a checkpoint (exit code 143).
+    after the step with a checkpoint (exit code 143), and so does Ctrl-C (130); a second Ctrl-C does not wait.
 
     For example:
 
@@ -91,7 +91,7 @@ def evaluate(
     dataset: Annotated[
         Path | None, typer.Option(help="Another dataset; by default the one it was trained on.")
     ] = None,
-    batch_size: Annotated[int, typer.Option(help="Structures at a time.")] = 32,
+    batch_size: Annotated[int, typer.Option(min=1, help="Structures at a time.")] = 32,
     as_json: _JSON = False,
 ) -> None:
     """Measure a run's best model on a split of a dataset; exact means, by source.
@@ -154,7 +154,9 @@ def _evaluate(run: Path, split: str, path: Path | None, batch_size: int, comm: A
         ids = np.sort(np.concatenate([dataset.split_ids(split, name) for name in names]))
         if len(ids) == 0:
             raise DataError(f"{dataset.path}: the split {split} has no structures of {', '.join(names)}")
-        samples = open_samples(dataset, config.store, comm, ids)
+        # A run on many ranks may be measured on one: memory is then this process's own.
+        kind = "auto" if config.store == "rma" else config.store
+        samples = open_samples(dataset, kind, comm, ids)
         metrics = evaluate(
             potential,
             samples,

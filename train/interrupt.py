@@ -1,4 +1,4 @@
-"""Stopping on a signal: SIGTERM and SIGUSR1 end a run after the step it is in, with a checkpoint."""
+"""Stopping on a signal: SIGTERM, SIGUSR1 and Ctrl-C end a run after the step it is in, with a checkpoint."""
 
 import signal
 import threading
@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from gfm.errors import GfmError
 
-__all__ = ["Interrupted", "StopRequest"]
+__all__ = ["CtrlC", "Interrupted", "StopRequest"]
 
 
 class Interrupted(GfmError):
@@ -16,8 +16,16 @@ class Interrupted(GfmError):
     exit_code = 128 + signal.SIGTERM
 
 
+class CtrlC(Interrupted):
+    """The same, asked for by a person."""
+
+    exit_code = 128 + signal.SIGINT
+
+
 class StopRequest:
-    """Context manager that notes SIGTERM (the end of an allocation) and SIGUSR1 (its early warning).
+    """Context manager that notes SIGTERM (the end of an allocation), SIGUSR1 (its early warning) and SIGINT.
+
+    A second SIGINT does not wait for the step: it is Python's KeyboardInterrupt again.
 
     Attributes:
         number: The signal that came, 0 before one did.
@@ -29,11 +37,13 @@ class StopRequest:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.number = number
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, self._former[signal.SIGINT])
 
     def __enter__(self) -> Self:
         """Install the handlers; only the main thread may, elsewhere nothing is caught."""
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGUSR1):
+            for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
                 self._former[number] = signal.signal(number, self._note)
         return self
 

@@ -28,7 +28,7 @@ from train.batches import GlobalBatches, Share
 from train.config import TrainConfig
 from train.evaluate import evaluate
 from train.feed import Ahead, GraphMaker
-from train.interrupt import Interrupted, StopRequest
+from train.interrupt import CtrlC, Interrupted, StopRequest
 from train.loss import Objective, energy_errors, force_errors, label_counts
 from train.optimize import MovingAverage, build_optimizer, learning_rate
 from train.progress import Reporter
@@ -101,7 +101,7 @@ def train(
         DataError: The dataset is missing, damaged or too small.
         ResourceError: Memory would not suffice.
         Diverged: A loss is not finite.
-        Interrupted: SIGTERM or SIGUSR1 came; a checkpoint was written.
+        Interrupted: SIGTERM, SIGUSR1 or Ctrl-C came; a checkpoint was written.
     """
     torch.set_num_threads(config.threads)
     with (
@@ -113,7 +113,9 @@ def train(
         StopRequest() as stop,
     ):
         folder = RunFolder(config.output)
-        found = ranks.first(lambda: begin(folder, config, resume=resume, extend=extend, say=reporter.say))
+        found = ranks.first(
+            lambda: begin(folder, config, ranks.size, resume=resume, extend=extend, say=reporter.say)
+        )
         if found is not None and (done := ranks.first(lambda: finished(folder, config, found))) is not None:
             return done
         dataset = open_dataset(config.dataset)
@@ -154,7 +156,14 @@ def train(
         if found is not None:
             state.restore(checkpoint.read(found), run.batches, ranks, run.content_hash)
         ranks.first(lambda: _open_folder(run, state))
-        result = _run_epochs(run, state, stop, on_epoch)
+        try:
+            result = _run_epochs(run, state, stop, on_epoch)
+        except (Diverged, Interrupted) as error:  # on all ranks at once, so that they can close together
+            if isinstance(error, Diverged):
+                ranks.first(lambda: write_summary(folder, state, _about(run, "diverged")))
+            if opened:
+                samples.close()
+            raise
         if opened:
             samples.close()
         return result
@@ -269,7 +278,8 @@ def _train_epoch(run: _Run, state: State, stop: StopRequest) -> None:
         _charge(run, state, began)
         _save(run, state, None)
         run.ranks.first(lambda: write_summary(run.folder, state, _about(run, "interrupted")))
-        raise Interrupted(
+        kind = CtrlC if stopping == signal.SIGINT else Interrupted
+        raise kind(
             f"stopped by {signal.Signals(stopping).name} after step {state.step} (epoch {state.epoch + 1}, "
             f"{state.position} of {len(run.batches.ids)} structures); a checkpoint is in {run.folder.path}. "
             "The same command goes on from there."

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from gfm.errors import ConfigError, DataError
 from gfm.runtime.config import parse_config
-from gfm.runtime.runs import RunFolder
+from gfm.runtime.runs import RunFolder, writing
 from store.dataset import Dataset
 from train.batches import shuffled
 from train.checkpoint import Checkpoint, newest
@@ -73,9 +73,17 @@ def select(dataset: Dataset, config: TrainConfig) -> Selection:
 
 
 def begin(
-    folder: RunFolder, config: TrainConfig, *, resume: bool, extend: bool, say: Callable[[str], None]
+    folder: RunFolder,
+    config: TrainConfig,
+    ranks: int,
+    *,
+    resume: bool,
+    extend: bool,
+    say: Callable[[str], None],
 ) -> Checkpoint | None:
     """Return the checkpoint to go on from, None for a start from the beginning. For rank 0 alone.
+
+    Whoever changes the number of ranks may change batch.size with it so that the global batch stays.
 
     Raises:
         ConfigError: The folder holds a run of another configuration.
@@ -83,7 +91,8 @@ def begin(
     if not resume:
         for name in _OWN:
             path = folder / name
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+            with writing(path):
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         return None
     found = newest(folder / "checkpoints", lambda text: say(f"checkpoint {text}"))
     if found is None:
@@ -94,6 +103,8 @@ def begin(
     changes = config_changes(old, config)
     if extend and config.epochs > old.epochs:
         changes.pop("epochs")
+    if content["ranks"] * old.batch.size == ranks * config.batch.size:
+        changes.pop("batch.size", None)
     if changes:
         raise ConfigError(_refusal(folder, changes))
     return checkpoint

@@ -16,7 +16,7 @@ from gfm.errors import DataError
 from gfm.model.build import save_model
 from gfm.model.potential import Potential
 from gfm.runtime.config import dump_config
-from gfm.runtime.runs import RunFolder
+from gfm.runtime.runs import RunFolder, writing
 from train import checkpoint
 from train.batches import GlobalBatches
 from train.config import TrainConfig
@@ -158,11 +158,12 @@ def save_best(state: State, folder: RunFolder) -> None:
     new, old = folder / ".model-new", folder / ".model-old"
     for path in (new, old):
         shutil.rmtree(path, ignore_errors=True)
-    state.average.module.load_state_dict(state.best_weights)
-    save_model(state.average.module, new)
-    state.average.module.load_state_dict(present)
     target: Path = folder / "model"
-    if target.exists():
-        os.rename(target, old)
-    os.rename(new, target)
+    with writing(target):
+        state.average.module.load_state_dict(state.best_weights)
+        save_model(state.average.module, new)
+        state.average.module.load_state_dict(present)
+        if target.exists():
+            os.rename(target, old)
+        os.rename(new, target)
     shutil.rmtree(old, ignore_errors=True)

@@ -11,36 +11,57 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import gfm
-from gfm.errors import CorruptDataError
+from gfm.errors import CorruptDataError, ResourceError
 
-__all__ = ["RunFolder", "provenance", "write_whole"]
+__all__ = ["RunFolder", "provenance", "write_whole", "writing"]
 
 _PACKAGES = ("numpy", "torch", "mpi4py", "numba", "optuna", "dask", "adios2", "zarr")
 
 
-def write_whole(path: Path, content: bytes | str) -> None:
-    """Write a file so that after a crash there is the old one or the new one, never a part."""
-    data = content.encode() if isinstance(content, str) else content
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Let what the system refuses (a full disk, a folder that is not ours) be an expected error.
+
+    Raises:
+        ResourceError: Something inside could not be written; the text names the path and the reason.
+    """
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
+        yield
+    except OSError as error:
+        raise ResourceError(
+            f"{path}: cannot be written ({error.strerror or error}); free some space or choose another output"
+        ) from error
+
+
+def write_whole(path: Path, content: bytes | str) -> None:
+    """Write a file so that after a crash there is the old one or the new one, never a part.
+
+    Raises:
+        ResourceError: The system does not let it be written; an older file stays as it was.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+        _sync_folder(path.parent)
 
 
 def _sync_folder(folder: Path) -> None:
@@ -68,11 +89,13 @@ class RunFolder:
 
     def append(self, record: dict[str, Any]) -> None:
         """Add one line to metrics.jsonl."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        with (self / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(record) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        file = self / "metrics.jsonl"
+        with writing(file):
+            self.path.mkdir(parents=True, exist_ok=True)
+            with file.open("a") as lines:
+                lines.write(json.dumps(record) + "\n")
+                lines.flush()
+                os.fsync(lines.fileno())
 
     def records(self) -> list[dict[str, Any]]:
         """Return the lines of metrics.jsonl; a last line torn by a crash is left out.

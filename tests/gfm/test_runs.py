@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 import gfm
-from gfm.errors import CorruptDataError
+from gfm.errors import CorruptDataError, ResourceError
 from gfm.runtime.runs import RunFolder, provenance, write_whole
 
 
@@ -46,6 +46,22 @@ def test_writing_fails_without_a_trace(tmp_path: Path) -> None:
         write_whole(tmp_path / "file", 5)  # type: ignore[arg-type]
     assert (tmp_path / "file").read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    for run in (RunFolder(tmp_path / "file"), RunFolder(tmp_path / "file" / "below")):
+        with pytest.raises(ResourceError, match=r"metrics\.jsonl: cannot be written"):
+            run.append({"epoch": 0})
+        with pytest.raises(ResourceError, match=r"config\.yaml: cannot be written"):
+            run.write_config("a: 1\n")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a disk that is always full")
+def test_a_full_disk_is_said(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    with pytest.raises(ResourceError, match="No space left on device"):
+        RunFolder(tmp_path).append({"epoch": 0})
 
 
 def test_every_start_is_noted(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from gfm.data.structure import Structure
-from gfm.errors import ConfigError, DataError
+from gfm.errors import ConfigError, DataError, ResourceError
 from gfm.runtime.config import parse_config
 from gfm.runtime.runs import RunFolder
 from store import open_dataset
@@ -104,9 +104,11 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(
     _same(tmp_path / "straight", tmp_path / "broken")
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize(
+    ("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGUSR1, 143), (signal.SIGINT, 130)]
+)
 def test_a_signal_ends_it_within_an_epoch_and_it_goes_on_to_the_same_bits(
-    settings: Settings, tmp_path: Path, signum: int
+    settings: Settings, tmp_path: Path, signum: int, code: int
 ) -> None:
     straight = settings(output=str(tmp_path / "straight"), epochs=3)
     broken = settings(output=str(tmp_path / "broken"), epochs=3)
@@ -118,11 +120,22 @@ def test_a_signal_ends_it_within_an_epoch_and_it_goes_on_to_the_same_bits(
 
     with pytest.raises(Interrupted, match=signal.Signals(signum).name) as caught:
         _train(broken, on_step=interrupt)
-    assert caught.value.exit_code == 143
+    assert caught.value.exit_code == code
     assert RunFolder(tmp_path / "broken").summary()["status"] == "interrupted"  # type: ignore[index]
     assert any("-at-" in path.name for path in (tmp_path / "broken" / "checkpoints").iterdir())
     assert _train(broken).status == "finished"
     _same(tmp_path / "straight", tmp_path / "broken")
+
+
+def test_a_second_ctrl_c_does_not_wait(settings: Settings) -> None:
+    def twice(step: int, loss: float) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    former = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        _train(settings(), on_step=twice)
+    assert signal.getsignal(signal.SIGINT) is former
 
 
 def test_a_crash_between_checkpoints_doubles_nothing(settings: Settings, tmp_path: Path) -> None:
@@ -208,6 +221,13 @@ def test_a_run_that_diverges_ends_with_step_and_structures(settings: Settings) -
     data = settings(optimizer={"learning_rate": 1e37, "warmup_steps": 0, "clip": None}, batch__size=4)
     with pytest.raises(Diverged, match=r"step \d+ \(epoch 1\): .*(clusters|alloys):[0-9a-f]{16}"):
         _train(data)
+    assert RunFolder(data["output"]).summary()["status"] == "diverged"  # type: ignore[index]
+
+
+def test_a_folder_that_cannot_be_made_is_said(settings: Settings, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(ResourceError, match=r"file/run.* cannot be written"):
+        _train(settings(output=str(tmp_path / "file" / "run")))
 
 
 def test_an_open_sample_store_is_used_and_left_open(settings: Settings, dataset_path: Path) -> None:

@@ -1,6 +1,8 @@
 """Several ranks with the memory store are one rank with the whole batch: same losses, same weights."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,15 +13,17 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
-from gfm.runtime.config import parse_config
+from gfm.runtime.config import dump_config, parse_config
 from gfm.runtime.runs import RunFolder
 from store import open_dataset
 from store.samples import open_samples
 from train.checkpoint import newest
+from train.cli import app
 from train.config import TrainConfig
 from train.evaluate import ALONE
-from train.loop import train
+from train.loop import Interrupted, train
 from train.scales import training_scales
 from train.setup import select
 
@@ -83,6 +87,15 @@ def _train_alone(settings: dict[str, Any]) -> list[float]:
     return losses
 
 
+def _stop_alone(settings: dict[str, Any], step: int) -> None:
+    def stop(number: int, loss: float) -> None:
+        if number == step:
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+    with pytest.raises(Interrupted):
+        train(parse_config(TrainConfig, settings, "test"), on_step=stop, quiet=True)
+
+
 def _final_weights(folder: Path) -> dict[str, torch.Tensor]:
     """Return the weights after the last step (not the average), from the newest checkpoint."""
     found = newest(folder / "checkpoints", pytest.fail)
@@ -137,7 +150,7 @@ def test_two_ranks_do_what_one_does(settings: Settings, tmp_path: Path) -> None:
 
 @pytest.mark.mpi
 @pytest.mark.slow
-def test_a_run_goes_on_with_another_number_of_ranks(settings: Settings, tmp_path: Path) -> None:
+def test_a_run_on_ranks_that_was_stopped_goes_on(settings: Settings, tmp_path: Path) -> None:
     straight = settings(output=str(tmp_path / "straight"), precision="fp64", epochs=3)
     moved = settings(output=str(tmp_path / "moved"), precision="fp64", epochs=3, batch__size=4)
     _train_alone(straight)
@@ -155,6 +168,28 @@ def test_a_run_goes_on_with_another_number_of_ranks(settings: Settings, tmp_path
 
 @pytest.mark.mpi
 @pytest.mark.slow
+def test_a_run_goes_on_with_another_number_of_ranks(settings: Settings, tmp_path: Path) -> None:
+    common = {"precision": "fp64", "epochs": 3, "store": "auto"}
+    _train_alone(settings(**common, output=str(tmp_path / "straight"), batch__size=8))
+    down, up = ({**common, "output": str(tmp_path / name)} for name in ("down", "up"))
+    # The same global batch on fewer or more ranks: the same run, to rounding.
+    _train_on_ranks(2, tmp_path, [{**settings(**down, batch__size=4), "stop_at": 11}])
+    _train_alone(settings(**down, batch__size=8))
+    _stop_alone(settings(**up, batch__size=8), 11)
+    # The same batch per rank: another global batch, the structures still in the same order.
+    other = {**common, "output": str(tmp_path / "other")}
+    _stop_alone(settings(**other, batch__size=8), 11)
+    _train_on_ranks(2, tmp_path, [settings(**up, batch__size=4), settings(**other, batch__size=8)])
+    for name in ("down", "up"):
+        _assert_same(tmp_path / "straight", tmp_path / name, 1e-9)
+    records = RunFolder(tmp_path / "other").records()
+    assert [record["epoch"] for record in records] == [0, 1, 2, 3]
+    # 64 structures: 8 steps of 8; then, 32 structures into the second epoch, steps of 16.
+    assert [record["step"] for record in records] == [0, 8, 8, 12]
+
+
+@pytest.mark.mpi
+@pytest.mark.slow
 def test_the_command_line_on_ranks(settings: Settings, tmp_path: Path) -> None:
     data = settings(epochs=1, output="run")
     (tmp_path / "train.yaml").write_text(yaml.safe_dump(data))
@@ -168,8 +203,19 @@ def test_the_command_line_on_ranks(settings: Settings, tmp_path: Path) -> None:
     assert (report["status"], report["last"]["ranks"], report["last"]["store"]) == ("finished", 2, "rma")
     assert load_file(tmp_path / "run" / "model" / "model.safetensors")
     evaluated = _mpiexec(2, gfm, "train", "evaluate", "run", "--split", "validation", "--json", cwd=tmp_path)
+    assert evaluated.returncode == 0, evaluated.stderr
     metrics = json.loads(evaluated.stdout)
     assert metrics["loss"] == pytest.approx(report["best"]["validation"]["loss"], rel=1e-5)
+
+
+def test_a_run_of_ranks_is_measured_by_one_process(settings: Settings, tmp_path: Path) -> None:
+    config = parse_config(TrainConfig, settings(epochs=1), "test")
+    train(config, quiet=True)
+    run = RunFolder(config.output)
+    run.write_config(dump_config(config.model_copy(update={"store": "rma"})))
+    result = CliRunner().invoke(app, ["evaluate", str(config.output), "--json"])
+    assert result.exit_code == 0, result.exception
+    assert json.loads(result.stdout)["structures"] == 8
 
 
 def test_scales_are_the_root_mean_squares_of_the_training_labels(
