@@ -14,6 +14,7 @@ import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -23,6 +24,9 @@ __all__ = ["Rendezvous", "failing_together", "launched", "rendezvous", "world"]
 
 # Seconds that a failing rank waits for the others to fail as well, before it takes the job down.
 _AGREEMENT_SECONDS = 3.0
+
+# Seconds between an error's text and the abort, which would cut off what the launcher has not read yet.
+_LAST_WORDS_SECONDS = 0.3
 
 # One rank counts the ranks it finds in one of these: MPICH (hydra) and PMI-2, Open MPI.
 _SIZE_VARIABLES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE")
@@ -66,6 +70,7 @@ def world() -> Any | None:
                 "library do not fit together. Use the mpiexec that belongs to this environment's MPI, or "
                 "`srun --mpi=pmi2`."
             )
+        _forget_segments(comm)
         # Its own communicator: ranks that fail must not meet collectives of those that go on.
         _state.update(comm=comm, errors=comm.Dup())
         sys.excepthook = _abort_all
@@ -75,13 +80,35 @@ def world() -> Any | None:
     return _state["comm"]
 
 
+def _forget_segments(comm: Any) -> None:
+    """Remove the names of MPICH's own segments in /dev/shm; every rank that uses them has them mapped by now.
+
+    MPICH removes them as it finalises, so a job that was killed or aborted would leave one behind, 2 MB each
+    time. The memory itself goes with the last process that maps it.
+    """
+    maps = Path("/proc/self/maps")
+    if not maps.exists():
+        return
+    comm.Barrier()
+    words = (line.split(maxsplit=5)[-1] for line in maps.read_text().splitlines())
+    for name in {word for word in words if word.startswith("/dev/shm/mpich_shm_")}:
+        if not name.endswith("(deleted)"):
+            Path(name).unlink(missing_ok=True)
+
+
 def _abort_all(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Print where it happened, then take all ranks down."""
     comm = _state["comm"]
-    print(f"gfm: rank {comm.rank} of {comm.size} failed; stopping all ranks", file=sys.stderr)
-    traceback.print_exception(kind, error, trace)
-    sys.stderr.flush()
+    head = f"gfm: rank {comm.rank} of {comm.size} failed; stopping all ranks\n"
+    _last_words(head + "".join(traceback.format_exception(kind, error, trace)))
     comm.Abort(1)
+
+
+def _last_words(text: str) -> None:
+    """Write to stderr before an abort: in one piece, and with a moment for the launcher to pass it on."""
+    sys.stderr.write(text)
+    sys.stderr.flush()
+    time.sleep(_LAST_WORDS_SECONDS)
 
 
 @contextmanager
@@ -102,7 +129,7 @@ def failing_together() -> Iterator[None]:
         deadline = time.monotonic() + _AGREEMENT_SECONDS
         while not request.Test():
             if time.monotonic() > deadline:
-                print(f"gfm: rank {comm.rank} of {comm.size}: {error}", file=sys.stderr, flush=True)
+                _last_words(f"gfm: rank {comm.rank} of {comm.size}: {error}\n")
                 comm.Abort(error.exit_code)
             time.sleep(0.01)
         if comm.rank == 0:

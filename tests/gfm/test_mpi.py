@@ -135,3 +135,24 @@ print("met")
 """
     result = _ranks(2, tmp_path, script)
     assert result.stdout.split() == ["met", "met"], result.stderr
+
+
+@pytest.mark.mpi
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="only Linux has /dev/shm")
+def test_a_killed_job_leaves_nothing_in_shared_memory(tmp_path: Path) -> None:
+    script = """
+import os, pathlib, signal
+from gfm.runtime.mpi import world
+comm = world()
+mapped = pathlib.Path("/proc/self/maps").read_text()
+names = sorted({line.split(maxsplit=5)[-1] for line in mapped.splitlines() if "/dev/shm/mpich" in line})
+comm.Barrier()
+if comm.rank == 1:
+    pathlib.Path("names").write_text(chr(10).join(names))
+    os.kill(os.getpid(), signal.SIGKILL)
+comm.Barrier()
+"""
+    result = _ranks(2, tmp_path, script)
+    assert result.returncode != 0
+    names = [name.removesuffix(" (deleted)") for name in (tmp_path / "names").read_text().splitlines()]
+    assert not [name for name in names if Path(name).exists()]
