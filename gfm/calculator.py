@@ -304,9 +304,15 @@ def check_elements(potential: "Potential", dataset: int, numbers: NDArray[Any]) 
 
 
 def graph_from_atoms(atoms: "Atoms", dataset: int, potential: "Potential", device: str = "cpu") -> "Graph":
-    """Return the graph of one structure, in the dtype of a model; positions are taken in double precision."""
+    """Return the graph of one structure, in the dtype of a model; positions are taken in double precision.
+
+    Raises:
+        DataError: There are no atoms, or positions or cell cannot be used.
+    """
     from gfm.model.graph import graph_from_structures
 
+    if len(atoms) == 0:
+        raise DataError("there are no atoms to calculate")
     structure = Structure(
         numbers=atoms.numbers.astype(np.uint8),
         positions=atoms.positions,

@@ -11,7 +11,7 @@ from ase.data import chemical_symbols
 from numpy.typing import ArrayLike, NDArray
 from safetensors.torch import load_file, save_file
 
-from gfm.errors import ConfigError, CorruptDataError, MissingDataError
+from gfm.errors import ConfigError, CorruptDataError, MissingDataError, ResourceError
 from gfm.model.config import LAYERS, ModelConfig
 from gfm.model.potential import NUM_SPECIES, Potential
 from gfm.runtime.config import parse_config
@@ -126,7 +126,13 @@ def load_card(directory: str | Path) -> dict[str, Any]:
     """
     path = Path(directory) / CARD
     if not path.is_file():
-        raise MissingDataError(f"{directory}: no {CARD} there; expected a folder that save_model wrote")
+        inside = path.parent / "model"
+        advice = (
+            f"did you mean {inside}?"
+            if (inside / CARD).is_file()
+            else "expected a folder that save_model wrote"
+        )
+        raise MissingDataError(f"{directory}: no {CARD} there; {advice}")
     try:
         card: dict[str, Any] = json.loads(path.read_text())
         version = card["format_version"]
@@ -146,8 +152,11 @@ def load_model(directory: str | Path, device: torch.device | str = "cpu") -> Pot
         MissingDataError: A file is missing.
         CorruptDataError: The tensors are not those the card asks for.
         ConfigError: The card's configuration is not known to this program.
+        ResourceError: The device is not there.
     """
     directory = Path(directory)
+    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        raise ResourceError(f"device {str(device)!r} is asked for, but torch sees no GPU here; use 'cpu'")
     card = load_card(directory)
     path = directory / WEIGHTS
     if not path.is_file():

@@ -9,7 +9,7 @@ from ase.calculators.calculator import PropertyNotImplementedError
 from ase.md.verlet import VelocityVerlet
 
 from gfm.calculator import ModelCalculator
-from gfm.errors import ConfigError, DataError
+from gfm.errors import ConfigError, DataError, MissingDataError, ResourceError
 from gfm.model.build import ModelConfig, build_potential, save_model
 
 
@@ -92,3 +92,19 @@ def test_stress_exists_for_gradients_and_full_cells_only(saved):
     assert np.isfinite(direct.get_forces()).all()
     with pytest.raises(PropertyNotImplementedError):
         direct.get_stress()
+
+
+def test_what_cannot_be_calculated_is_refused_by_name(saved):
+    path = saved()
+    atoms = Atoms()
+    atoms.calc = ModelCalculator(path, "metal")
+    with pytest.raises(DataError, match="no atoms"):
+        atoms.get_potential_energy()
+    with pytest.raises(MissingDataError, match=r"did you mean .*/model\?"):
+        ModelCalculator(path.parent, "metal")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_said(saved):
+    with pytest.raises(ResourceError, match="no GPU"):
+        ModelCalculator(saved(), "metal", device="cuda")
