@@ -209,11 +209,14 @@ def _ensemble_evaluate(
     """
     import sys
 
+    from gfm.model.ensemble_card import read_ensemble
     from gfm.runtime.cluster import ClusterConfig, open_client
     from hpo.ensemble import evaluate
     from hpo.report import build_report
     from hpo.waves import Waves
 
+    _require_folders(folder, dataset, run, study)
+    read_ensemble(folder)  # a mistaken folder is told before any worker starts
     with _warnings_as_lines(), open_client(ClusterConfig(workers=workers)) as client:
         print(f"Dask dashboard: {client.dashboard_link}", file=sys.stderr)
         with Waves() as waves:
@@ -247,7 +250,21 @@ def _ensemble_report(
 
     if folder is None and dataset is None and run is None and study is None:
         raise ConfigError("nothing to report on: give the folder of an ensemble, --dataset, --run or --study")
+    _require_folders(folder, dataset, run, study)
     print(build_report(out, ensemble=folder, dataset=dataset, run=run, study=study))
+
+
+def _require_folders(*folders: Path | None) -> None:
+    """Refuse folders that are named and not there: what is not named is left out, which would hide a slip.
+
+    Raises:
+        MissingDataError: There is such a folder.
+    """
+    from gfm.errors import MissingDataError
+
+    missing = [str(folder) for folder in folders if folder is not None and not folder.is_dir()]
+    if missing:
+        raise MissingDataError(f"there is no such folder: {', '.join(missing)}")
 
 
 def _show_scores(scores: dict[str, Any]) -> None:

@@ -72,6 +72,7 @@ def evaluate(
 
     Raises:
         DataError: The ensemble has fewer than 2 members, or there is nothing to calibrate on.
+        CorruptDataError: A shard is not what was written.
     """
     from store import open_dataset
 
@@ -204,7 +205,8 @@ _LOADING = threading.Lock()
 def _dataset(path: str) -> "Dataset":
     from store import open_dataset
 
-    return open_dataset(path)
+    # Damaged labels or positions would become scores and a calibration that nothing shows to be wrong.
+    return open_dataset(path, verify=True)
 
 
 def _combine(directory: str, dataset: str, shard: int, known: tuple[str, ...], num_members: int) -> ShardSums:
@@ -255,8 +257,9 @@ def _gather(
     done = total - len(tasks)
     places = {}
     for place, arguments in enumerate(tasks):
-        # a task writes a file: it must run again when asked again, and anew when its worker dies
-        places[client.submit(function, *arguments, pure=False, retries=2)] = place
+        # A task writes a file, so it must run again when asked again. Dask runs it anew when its worker dies;
+        # an error it raises would only come again, so it is not retried.
+        places[client.submit(function, *arguments, pure=False)] = place
     results: dict[int, T] = {}
     for future in as_completed(list(places), loop=client.loop):  # type: ignore[no-untyped-call]
         results[places[future]] = future.result()

@@ -12,6 +12,7 @@ from ase.build import molecule
 
 from gfm.data.ragged import RaggedBatch
 from gfm.data.structure import Structure
+from gfm.model.build import ModelConfig, build_potential, save_model
 from store.dataset import Dataset
 from store.manifest import DatasetEntry, Reference, Splits
 from store.writer import commit_dataset, write_shard
@@ -174,6 +175,17 @@ def make_ensemble(tmp_path: Path, dataset: Dataset) -> Callable[..., Path]:
         return folder
 
     return make
+
+
+@pytest.fixture
+def real_ensemble(make_ensemble: Callable[..., Path], dataset: Dataset) -> Path:
+    """An ensemble of three small untrained models of the dataset."""
+    folder = make_ensemble(members=3)
+    for number in range(3):
+        config = ModelConfig(hidden=8, num_layers=1, cutoff=3.0)
+        potential = build_potential(config, dataset.dataset_names, dataset.references, seed=number)
+        save_model(potential, folder / "members" / f"{number:02d}")
+    return folder
 
 
 @pytest.fixture

@@ -1,6 +1,9 @@
 """Streaming evaluation equals the one in memory, for any workers, order and interruption."""
 
 import json
+import os
+import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,9 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gfm.errors import DataError, MissingDataError
+from gfm.errors import CorruptDataError, DataError, MissingDataError
 from gfm.model.ensemble_card import calibrated_sigma
 from gfm.runtime.cluster import ClusterConfig, open_client
+from hpo import ensemble
 from hpo.calibrate import CalibrationWarning, SpreadSums, calibrate
 from hpo.ensemble import evaluate
 from hpo.scores import score
@@ -173,3 +177,53 @@ def test_what_cannot_be_evaluated_says_why(make_ensemble: Any, client: Any, tmp_
     (broken / "members" / "01" / "model.json").unlink()
     with pytest.raises(MissingDataError, match=r"model\.json"):
         evaluate(broken, client=client)
+
+
+def test_damaged_data_are_told_and_leave_the_calibration_alone(
+    make_ensemble: Any, known_errors: Any, client: Any, dataset: Dataset, tmp_path: Path
+) -> None:
+    copied = tmp_path / "copied"
+    shutil.copytree(dataset.path, copied)
+    folder = make_ensemble()
+    evaluate(folder, copied, client=client)
+    card = (folder / "ensemble.json").read_text()
+    # One byte, the size as it was; predictions are there already and are not made again.
+    data = next((copied / "shards").glob("000002.*/data.0"))
+    content = bytearray(data.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    data.write_bytes(content)
+    ensemble._dataset.cache_clear()  # as in new workers: these are threads, which have checked the files before
+    with pytest.raises(CorruptDataError, match="000002"):
+        evaluate(folder, copied, client=client)
+    assert (folder / "ensemble.json").read_text() == card
+
+
+def test_an_error_of_a_task_is_not_tried_again(
+    make_ensemble: Any, known_errors: Any, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[str, int]] = []
+
+    def refuse(potential: Any, data: Dataset, ids: np.ndarray, *, batch_size: int) -> Any:
+        calls.append((potential.path, int(ids[0])))
+        raise DataError("no head for this")
+
+    monkeypatch.setattr("train.predict.predict", refuse)
+    with pytest.raises(DataError, match="no head for this"):
+        evaluate(make_ensemble(members=2), client=client)
+    assert calls
+    assert len(calls) == len(set(calls))
+
+
+@pytest.mark.slow
+def test_a_killed_worker_changes_nothing(real_ensemble: Path) -> None:
+    with open_client(ClusterConfig(workers=2, dashboard=None)) as client:
+        expected = evaluate(real_ensemble, client=client)
+        shutil.rmtree(real_ensemble / "predictions")
+        victim = min(client.run(os.getpid).values())
+
+        def kill(wave: str, done: int, total: int) -> None:
+            if (wave, done) == ("predict", 2):
+                os.kill(victim, signal.SIGKILL)
+
+        assert evaluate(real_ensemble, client=client, on_progress=kill) == expected
+        assert victim not in client.run(os.getpid).values()

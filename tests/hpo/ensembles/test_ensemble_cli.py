@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from gfm.model.build import ModelConfig, build_potential, save_model
+from gfm.errors import MissingDataError
 from hpo.cli import ensemble_app
 from store.dataset import Dataset
 
@@ -21,17 +20,6 @@ runner = CliRunner()
 def gfm(*words: str) -> subprocess.CompletedProcess[str]:
     program = Path(sys.executable).with_name("gfm")
     return subprocess.run([str(program), *words], capture_output=True, text=True, timeout=300)
-
-
-@pytest.fixture
-def real_ensemble(make_ensemble: Callable[..., Path], dataset: Dataset) -> Path:
-    """An ensemble of three small untrained models of the dataset."""
-    folder = make_ensemble(members=3)
-    for number in range(3):
-        config = ModelConfig(hidden=8, num_layers=1, cutoff=3.0)
-        potential = build_potential(config, dataset.dataset_names, dataset.references, seed=number)
-        save_model(potential, folder / "members" / f"{number:02d}")
-    return folder
 
 
 def test_help_teaches() -> None:
@@ -45,6 +33,15 @@ def test_report_of_nothing_is_refused() -> None:
     result = gfm("ensemble", "report")
     assert result.returncode == 2
     assert "nothing to report on" in result.stderr
+
+
+def test_a_folder_that_is_named_and_not_there_is_not_left_out(tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    for option in ("--dataset", "--run", "--study"):
+        result = runner.invoke(ensemble_app, ["report", option, str(tmp_path / "slip"), "--out", str(page)])
+        assert isinstance(result.exception, MissingDataError)
+        assert "slip" in str(result.exception)
+    assert not page.exists()
 
 
 def test_missing_ensemble_exits_with_the_code_for_data(tmp_path: Path) -> None:
