@@ -12,7 +12,7 @@ import click
 import typer
 
 from gfm import __version__
-from gfm.errors import GfmError, ResourceError
+from gfm.errors import GfmError, ResourceError, from_system
 from gfm.runtime.registry import suggest
 
 __all__ = ["main"]
@@ -106,6 +106,11 @@ def main() -> None:
         if extra is None:
             raise
         _fail(ResourceError(f"this needs {error.name}: pip install 'gfm-atoms[{extra}]'"))
+    except OSError as error:
+        known = from_system(error)
+        if known is None:
+            raise
+        _fail(known)
 
 
 def _fail(error: GfmError) -> None:

@@ -4,6 +4,7 @@ Every class is also the builtin it resembles, so callers may catch either. The e
 ``gfm`` command: 2 configuration, 3 data, 4 resources.
 """
 
+import errno
 from typing import Any, ClassVar, Self
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "GfmError",
     "MissingDataError",
     "ResourceError",
+    "from_system",
 ]
 
 
@@ -50,3 +52,22 @@ class ResourceError(GfmError, RuntimeError):
     """Not enough memory, disk, ranks or time; the text says how much is needed and what would do."""
 
     exit_code = 4
+
+
+# What the operating system says where a path is wrong, not the program, by exit code of the error it is.
+_PATH_ERRORS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST}
+_PATH_ERRORS |= {errno.ENAMETOOLONG, errno.ELOOP}
+_SPENT = {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+
+
+def from_system(error: OSError) -> GfmError | None:
+    """Return the error of this project for what the operating system refused: None if it is none of its kinds.
+
+    A path that cannot be used becomes a `DataError`, a full disk or too many open files a `ResourceError`.
+    """
+    text = error.strerror or str(error)
+    if error.filename is not None:
+        text = f"{error.filename}: {text}"
+    if error.errno in _SPENT:
+        return ResourceError(text)
+    return DataError(text) if error.errno in _PATH_ERRORS else None
