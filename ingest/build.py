@@ -17,7 +17,7 @@ from gfm.errors import ResourceError
 from gfm.runtime.cluster import open_client
 from ingest.merge import commit
 from ingest.output import PLAN, alone, announced, check_place, check_same, finished_receipt
-from ingest.part import PartReceipt, run_part, task_of
+from ingest.part import PartReceipt, explained, run_part, task_of
 from ingest.plan import Plan, PlannedPart, make_plan
 from ingest.recipe import Recipe
 from store.integrity import replacing, sweep
@@ -63,7 +63,7 @@ def build(recipe: Recipe, *, client: "Client | None" = None, watcher: Watcher | 
     Raises:
         ConfigError: The recipe does not fit what is in the output directory, or a reader's option is wrong.
         DataError: A source is missing or cannot be read (with ``on_error: stop``), or nothing was accepted.
-        ResourceError: Workers died, or another run is writing to the same place.
+        ResourceError: Workers died, the disk is full, or another run is writing to the same place.
     """
     watcher = watcher or Watcher()
     began = time.monotonic()
@@ -74,7 +74,7 @@ def build(recipe: Recipe, *, client: "Client | None" = None, watcher: Watcher | 
         return manifest
     plan = make_plan(recipe)
     check_place(plan)
-    with alone(recipe.output):
+    with explained(recipe.output), alone(recipe.output):
         sweep(recipe.output / SHARDS)
         with replacing(recipe.output / PLAN) as temporary:
             temporary.write_text(json.dumps(plan.to_json()))
@@ -98,6 +98,7 @@ def build(recipe: Recipe, *, client: "Client | None" = None, watcher: Watcher | 
 
 def _compute(client: "Client", plan: Plan, missing: Sequence[PlannedPart]) -> Iterator[PartReceipt]:
     """Yield receipts as parts finish; a bounded number of tasks is with the scheduler at any time."""
+    import dask
     from distributed import KilledWorker, as_completed
 
     # Names that people read on the dashboard; the token keeps two builds on one client apart.
@@ -121,8 +122,10 @@ def _compute(client: "Client", plan: Plan, missing: Sequence[PlannedPart]) -> It
             try:
                 receipt = PartReceipt.model_validate(future.result())
             except KilledWorker as error:
+                died = dask.config.get("distributed.scheduler.allowed-failures") + 1
                 raise ResourceError(
-                    f"workers died while reading {planned.part.label} of {names[planned.source]} ({error}). "
+                    f"{died} workers died one after the other while reading {planned.part.path} "
+                    f"({planned.part.label}) of {names[planned.source]}. "
                     "Most often memory ran out: use fewer workers or give each more (cluster.workers, "
                     "cluster.memory). Run the same command again: finished parts are kept"
                 ) from error

@@ -33,8 +33,13 @@ def run(
         sources:
           - {name: ani1x, reader: ani1x, path: raw/ani1x-release.h5}
 
+    A path is a file, a folder or a glob. The manifest takes level of theory, licence and DOI from the reader; a
+    source whose files are not the published ones may say its own: theory: GFN2-xTB, licence: CC0-1.0, doi: "".
+
     Examples: gfm ingest run recipe.yaml; gfm ingest run recipe.yaml format=zarr cluster.workers=2
     """
+    import signal
+
     from gfm.runtime.config import load_config
     from ingest import console
     from ingest.recipe import Recipe
@@ -43,11 +48,24 @@ def run(
     if dry_run:
         console.show_plan(config, as_json)
         return
+    received = [signal.SIGINT]
+
+    def end(number: int, frame: object) -> None:
+        # A batch system or a closed terminal ends the run as Ctrl-C does: workers and announcements go with it.
+        received.append(signal.Signals(number))
+        raise KeyboardInterrupt
+
+    # What is ignored already stays so: nohup is meant to outlive the terminal.
+    ending = [name for name in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(name) != signal.SIG_IGN]
+    before = {name: signal.signal(name, end) for name in ending}
     try:
         console.run(config, as_json)
     except KeyboardInterrupt:
         print("gfm: interrupted; the same command goes on where it stopped", file=sys.stderr)
-        raise typer.Exit(130) from None
+        raise typer.Exit(128 + received[-1]) from None
+    finally:
+        for name, handler in before.items():
+            signal.signal(name, handler)
 
 
 @app.command()

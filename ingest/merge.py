@@ -17,6 +17,8 @@ from store.writer import commit_dataset
 __all__ = ["commit"]
 
 _LOG = logging.getLogger(__name__)
+# eV/atom; interaction energies of published sets scatter by less than 1.
+_RESIDUAL = 10.0
 
 
 def commit(plan: Plan, receipts: Sequence[PartReceipt], seconds: float) -> Manifest:
@@ -51,9 +53,9 @@ def commit(plan: Plan, receipts: Sequence[PartReceipt], seconds: float) -> Manif
         datasets.append(
             DatasetEntry(
                 name=source.name,
-                theory=reader.theory,
-                licence=reader.licence,
-                doi=reader.doi,
+                theory=reader.theory if source.theory is None else source.theory,
+                licence=reader.licence if source.licence is None else source.licence,
+                doi=reader.doi if source.doi is None else source.doi,
                 source=source.path,
                 energy_kind=reader.energy_kind,
                 rejected=dict(sorted(rejected.items())),
@@ -91,6 +93,11 @@ def _reference(name: str, sums: Sums, fit: EnergyReference) -> Reference:
         )  # fmt: skip
     if unseen:
         _LOG.warning("%s: not in the training split, so without reference: %s", name, ", ".join(unseen))
+    if fit.residual_std > _RESIDUAL:
+        _LOG.warning(
+            "%s: energies scatter by %.3g eV/atom about their linear reference; look for outliers, for mixed "
+            "units, for mixed levels of theory", name, fit.residual_std,
+        )  # fmt: skip
     return Reference(
         values={chemical_symbols[z]: float(fit.values[z]) for z in fit.seen.nonzero()[0]},
         rank=fit.rank,

@@ -5,8 +5,10 @@ without it the next run does the part again.
 """
 
 import contextlib
+import errno
 import fcntl
 import json
+import shutil
 import traceback
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -18,8 +20,9 @@ import numpy as np
 from gfm.data.neighbors import count_edges
 from gfm.data.ragged import RaggedBatch
 from gfm.data.splits import split_of
-from gfm.errors import DataError, GfmError
+from gfm.errors import DataError, GfmError, ResourceError, from_system
 from gfm.runtime.config import Config
+from gfm.runtime.quantities import byte_count
 from ingest.normalise import normalise
 from ingest.plan import Plan, PlannedPart
 from ingest.readers.base import Reader, Reject
@@ -29,9 +32,11 @@ from store.integrity import replacing
 from store.manifest import ShardReceipt
 from store.writer import write_shard
 
-__all__ = ["TASKS", "PartReceipt", "PartTask", "receipt_path", "run_part", "task_of"]
+__all__ = ["TASKS", "PartReceipt", "PartTask", "explained", "receipt_path", "run_part", "task_of"]
 
 TASKS = "build/tasks.lock"
+# Bytes; with less than this left, an error of writing is one of space.
+_NEARLY_FULL = 1 << 20
 
 
 class PartReceipt(Config):
@@ -83,6 +88,31 @@ def receipt_path(output: Path, name: str) -> Path:
 
 
 @contextlib.contextmanager
+def explained(output: Path) -> Iterator[None]:
+    """Say in this project's words what the operating system refuses: a full disk, a path that cannot be used.
+
+    Raises:
+        DataError: A path cannot be used.
+        ResourceError: The disk of ``output`` is full, or this process may not open more files.
+    """
+    try:
+        yield
+    except GfmError:
+        raise
+    except (OSError, RuntimeError) as error:
+        free = shutil.disk_usage(output).free if output.exists() else None
+        # ADIOS2 says of a full disk only that writing failed.
+        if free is not None and (getattr(error, "errno", None) == errno.ENOSPC or free < _NEARLY_FULL):
+            raise ResourceError(
+                f"{output}: the disk is full ({byte_count(free)} left). Make room and run the same command "
+                "again: finished parts are kept"
+            ) from error
+        if isinstance(error, OSError) and (known := from_system(error)) is not None:
+            raise known from error
+        raise
+
+
+@contextlib.contextmanager
 def _at_work(output: Path) -> Iterator[None]:
     """Hold what a new run waits for: tasks may outlive the client that gave them out."""
     (output / "build").mkdir(parents=True, exist_ok=True)
@@ -96,8 +126,9 @@ def run_part(task: PartTask) -> dict[str, Any]:
 
     Raises:
         DataError: The file cannot be read and ``on_error`` is ``stop``; the text names file and part.
+        ResourceError: The disk of the output is full, or this process may not open more files.
     """
-    with _at_work(task.recipe.output):
+    with explained(task.recipe.output), _at_work(task.recipe.output):
         return _run(task)
 
 
@@ -146,24 +177,40 @@ def _read(task: PartTask) -> tuple[RaggedBatch, list[Reject]]:
             kept, refused = normalise(block.batch, block.sources, task.recipe.filters)
             rejects += [*block.rejects, *refused]
             accepted.append(kept)
-    except DataError as error:
-        if task.recipe.on_error == "stop":
-            text = str(error) if part.path in str(error) else f"{where}: {error}"
-            raise type(error)(
-                f"{text}. Mend or replace the file and run the same command again: finished parts are kept; or "
-                "set on_error: reject to count what cannot be read"
-            ) from error
-        rejects.append(Reject(part.path, "unreadable-file", str(error)))
-    except (GfmError, MemoryError):
-        raise
+    except (GfmError, MemoryError) as error:
+        if not isinstance(error, DataError):
+            raise
+        rejects.append(_unreadable(task, error))
     except Exception as error:
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        raise DataError(
-            f"{where}: the reader {part.reader} failed with {type(error).__name__}: {error} "
-            f"(at {frame.filename}:{frame.lineno}); either the file has a layout it does not know, or this is "
-            "a mistake in the reader"
-        ) from error
+        known = from_system(error) if isinstance(error, OSError) else None
+        if isinstance(known, DataError):
+            rejects.append(_unreadable(task, known))
+        elif known is not None:
+            raise known from error
+        else:
+            frame = traceback.extract_tb(error.__traceback__)[-1]
+            raise DataError(
+                f"{where}: the reader {part.reader} failed with {type(error).__name__}: {error} "
+                f"(at {frame.filename}:{frame.lineno}); either the file has a layout it does not know, or this "
+                "is a mistake in the reader"
+            ) from error
     return RaggedBatch.concatenate(accepted), rejects
+
+
+def _unreadable(task: PartTask, error: DataError) -> Reject:
+    """Return the reject that stands for what could not be read.
+
+    Raises:
+        DataError: The recipe wants to stop instead.
+    """
+    part = task.planned.part
+    if task.recipe.on_error == "stop":
+        text = str(error) if part.path in str(error) else f"{part.path} ({part.label}): {error}"
+        raise type(error)(
+            f"{text}. Mend or replace the file and run the same command again: finished parts are kept; or "
+            "set on_error: reject to count what cannot be read"
+        ) from error
+    return Reject(part.path, "unreadable-file", str(error))
 
 
 def _by_reason(rejects: Iterable[Reject]) -> dict[str, int]:

@@ -25,12 +25,18 @@ class Source(Config):
         reader: Which layout its files have.
         path: File, folder or glob; relative to the current directory.
         options: The reader's own options.
+        theory: Level of theory for the manifest, where the files are not of the published one.
+        licence: Licence for the manifest, where it is not that of the published data.
+        doi: DOI for the manifest, where it is not that of the published data.
     """
 
     name: str = pydantic.Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     reader: str
     path: str
     options: dict[str, Any] = pydantic.Field(default_factory=dict)
+    theory: str | None = None
+    licence: str | None = None
+    doi: str | None = None
 
     def open_reader(self) -> Reader:
         """Return the reader with its options.
@@ -85,7 +91,7 @@ class Recipe(Config):
         sources: What to read; their order is the order of datasets and rows.
         filters: What is refused, with its reason in ``rejects/``.
         split: How groups are divided into train, validation and test.
-        edges_cutoff: Cutoff at which the edges of each structure are counted, angstrom.
+        edges_cutoff: Cutoff at which the edges of each structure are counted, angstrom; at most 50.
         part_bytes: About how many bytes of raw files one task reads, and so what a task holds in memory.
         on_error: Whether a file that cannot be read stops the run, or is counted as one reject.
         cluster: Where Dask computes.
@@ -96,7 +102,7 @@ class Recipe(Config):
     sources: list[Source] = pydantic.Field(min_length=1, max_length=256)
     filters: Filters = Filters()
     split: SplitConfig = SplitConfig()
-    edges_cutoff: float = pydantic.Field(default=5.0, gt=0)
+    edges_cutoff: float = pydantic.Field(default=5.0, gt=0, le=50)
     part_bytes: pydantic.ByteSize = pydantic.Field(default=pydantic.ByteSize(64 << 20), ge=1)
     on_error: Literal["stop", "reject"] = "stop"
     cluster: ClusterConfig = ClusterConfig()

@@ -47,7 +47,7 @@ class ClusterConfig(Config):
     kind: Literal["local"] = "local"
     workers: int | None = pydantic.Field(default=None, ge=1)
     threads: int = pydantic.Field(default=1, ge=1)
-    memory: str = "auto"
+    memory: str | int = "auto"
     dashboard: str | None = "127.0.0.1:0"
     processes: bool = True
 
@@ -55,6 +55,19 @@ class ClusterConfig(Config):
     @classmethod
     def _kind_alone(cls, data: Any) -> Any:
         return {"kind": data} if isinstance(data, str) else data
+
+    @pydantic.field_validator("memory")
+    @classmethod
+    def _memory_is_bytes(cls, value: str | int) -> str | int:
+        if value != "auto":
+            try:
+                # Zero would be no limit at all for Dask.
+                sensible = pydantic.TypeAdapter(pydantic.ByteSize).validate_python(value) >= 1 << 20
+            except pydantic.ValidationError:
+                sensible = False
+            if not sensible:
+                raise ValueError("expected a size of at least 1MiB, like 4GiB, or auto")
+        return value
 
 
 @contextlib.contextmanager
@@ -71,7 +84,11 @@ def open_client(config: ClusterConfig) -> "Iterator[Client]":
     # The interpreter reads these as it starts, before the nanny could set them inside the worker.
     spawn_environment = {f"distributed.nanny.pre-spawn-environ.{k}": v for k, v in WORKER_ENVIRONMENT.items()}
     try:
-        with dask.config.set(spawn_environment), contextlib.ExitStack() as stack:
+        with (
+            dask.config.set(spawn_environment),
+            contextlib.ExitStack() as calm,
+            contextlib.ExitStack() as stack,
+        ):
             try:
                 with _interrupts_ignored():
                     cluster = stack.enter_context(_KINDS[config.kind](config))
@@ -80,7 +97,11 @@ def open_client(config: ClusterConfig) -> "Iterator[Client]":
                 )
             except (OSError, RuntimeError, TimeoutError) as error:
                 raise ResourceError(f"the {config.kind} Dask cluster did not start: {error}") from error
-            yield client
+            try:
+                yield client
+            finally:
+                # A second Ctrl-C in the middle of closing would make it longer, not shorter.
+                calm.enter_context(_interrupts_ignored())
     finally:
         # To pass variables on to its workers, the nanny sets them (and a few of its own) in this process.
         os.environ.update(before)
@@ -90,15 +111,16 @@ def open_client(config: ClusterConfig) -> "Iterator[Client]":
 
 @contextlib.contextmanager
 def _interrupts_ignored() -> Iterator[None]:
-    """Start processes that ignore Ctrl-C: a terminal sends it to all; ending them is the client's business."""
+    """Start processes that ignore Ctrl-C and hang-ups: a terminal sends them to all of its group."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    before = {name: signal.signal(name, signal.SIG_IGN) for name in (signal.SIGINT, signal.SIGHUP)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for name, handler in before.items():
+            signal.signal(name, handler)
 
 
 def _local(config: ClusterConfig) -> Any:
@@ -116,8 +138,9 @@ def _local(config: ClusterConfig) -> Any:
         dashboard_address=config.dashboard or "127.0.0.1:0",
         scheduler_kwargs={"dashboard": config.dashboard is not None},
         worker_dashboard_address=None,
-        # A failing task reaches the client as its exception; the worker's own log of it would say it twice.
-        silence_logs=logging.ERROR,
+        # A failing task reaches the client as its exception; the worker logs it once more, as an error, with
+        # all its arguments.
+        silence_logs=logging.CRITICAL,
     )
 
 

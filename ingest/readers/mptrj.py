@@ -116,7 +116,7 @@ class MPtrj(Reader):
             first = _MATERIAL.match(head[1:].lstrip())
             if not head.startswith(b"{") or (first is None and head[1:].strip() != b"}"):
                 raise DataError(
-                    f'{file}: begins with {head[:60]!r}; expected {{"mp-...": {{ (MPtrj: material, then frames)'
+                    f'{file}: begins with {head[:16]!r}; expected {{"mp-...": {{ (MPtrj: material, then frames)'
                 )
             step = size if packed else max(part_bytes, _ID_BYTES)
             for start in range(0, size, step):

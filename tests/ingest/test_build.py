@@ -1,6 +1,7 @@
 """The whole of ingestion on small files: complete, the same bytes however it was done, safe against crashes."""
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import dask
 import h5py
 import numpy as np
 import pytest
@@ -26,9 +28,12 @@ from gfm.errors import ConfigError, DataError, MissingDataError, ResourceError
 from gfm.runtime.cluster import ClusterConfig, open_client
 from gfm.runtime.config import parse_config
 from ingest.build import Watcher, build
+from ingest.output import is_running
 from ingest.part import PartReceipt
 from ingest.plan import Plan, make_plan
-from ingest.recipe import Recipe
+from ingest.readers.ani1x import Ani1x
+from ingest.readers.base import Block, Part
+from ingest.recipe import Recipe, Source
 from ingest.status import status_of
 from store import open_dataset
 
@@ -344,8 +349,98 @@ def _wait_for(condition: Callable[[], bool], process: "subprocess.Popen[str]") -
         time.sleep(0.01)
 
 
+def test_a_source_may_state_its_own_theory_licence_and_doi(raw: Path, tmp_path: Path, client: Any) -> None:
+    own = {"theory": "GFN2-xTB", "licence": "CC0-1.0", "doi": ""}
+    sources = [
+        {"name": "ours", "reader": "ani1x", "path": str(raw), **own},
+        {"name": "theirs", "reader": "ani1x", "path": str(raw), "theory": "HF"},
+    ]
+    ours, theirs = build(recipe_for(raw, tmp_path / "out", sources=sources), client=client).datasets
+    assert ours.model_dump(include=set(own)) == own
+    assert (theirs.theory, theirs.doi) == ("HF", "10.1038/s41597-020-0473-z")
+
+
+class Fatal(Ani1x):
+    """A reader under which a worker dies, as when memory runs out."""
+
+    def read(self, part: Part) -> Iterator[Block]:
+        os.kill(os.getpid(), signal.SIGKILL)
+        yield from super().read(part)
+
+
+class Refused(Ani1x):
+    """A reader of files that may not be opened."""
+
+    def read(self, part: Part) -> Iterator[Block]:
+        raise PermissionError(errno.EACCES, "Permission denied", part.path)
+
+
+def with_reader(cls: type[Ani1x], recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> Recipe:
+    """Let a recipe read through another class."""
+    monkeypatch.setattr(Source, "open_reader", lambda self: cls())
+    return recipe
+
+
+def test_a_file_that_may_not_be_opened_is_unreadable_not_a_mistake_of_the_reader(
+    raw: Path, tmp_path: Path, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = with_reader(Refused, recipe_for(raw, tmp_path / "out"), monkeypatch)
+    with pytest.raises(DataError, match=r"Permission denied.*Mend or replace") as caught:
+        build(recipe, client=client)
+    assert "mistake" not in str(caught.value)
+    with pytest.raises(MissingDataError, match="not one structure"):
+        build(recipe.model_copy(update={"on_error": "reject"}), client=client)
+    assert "Permission denied" in next((tmp_path / "out" / "rejects").iterdir()).read_text()
+
+
+@pytest.mark.parametrize("stage", ["write_shard", "receipt"])
+def test_a_full_disk_is_told_with_the_place_and_the_run_goes_on_once_there_is_room(
+    raw: Path, tmp_path: Path, client: Any, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    def full(*_: Any, **__: Any) -> Any:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    recipe = recipe_for(raw, tmp_path / "out")
+    with monkeypatch.context() as patch:
+        patch.setattr(f"ingest.part.{'write_shard' if stage == 'write_shard' else 'receipt_path'}", full)
+        with pytest.raises(ResourceError, match=r"out: the disk is full .* left"):
+            build(recipe, client=client)
+    assert build(recipe, client=client).structures > 0
+
+
+def test_an_output_below_a_file_is_refused_by_name(raw: Path, tmp_path: Path, client: Any) -> None:
+    with pytest.raises(DataError, match="Not a directory"):
+        build(recipe_for(raw, raw / "out"), client=client)
+
+
+def test_energies_far_from_their_reference_are_warned_of(
+    tmp_path: Path, client: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write_raw(tmp_path / "raw.h5")
+    with h5py.File(path, "r+") as file:
+        file["CO/wb97x_dz.energy"][...] += np.where(np.arange(CONFORMERS) == 0, -1e5, 0.0)
+    everything = {"train": 1.0, "validation": 0.0, "test": 0.0}
+    build(recipe_for(path, tmp_path / "out", split=everything), client=client)
+    assert "look for outliers" in caplog.text
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT])
+def test_a_part_that_kills_its_workers_is_named_and_the_task_is_not_tried_forever(
+    raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    recipe = with_reader(Fatal, recipe_for(raw, tmp_path / "out", cluster={"workers": 1}), monkeypatch)
+    with (
+        dask.config.set({"distributed.scheduler.allowed-failures": 0}),
+        pytest.raises(ResourceError, match=f"1 workers died .* while reading {raw}.*cluster.memory"),
+    ):
+        build(recipe)
+    # The log of the scheduler and of the nanny would say it again, at length.
+    assert "distributed" not in capfd.readouterr().err
+    assert not is_running(tmp_path / "out")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_killed_or_interrupted_in_the_middle_the_second_run_ends_with_the_same_bytes(
     tmp_path: Path, client: Any, end: signal.Signals, raw: Path
 ) -> None:
@@ -357,18 +452,20 @@ def test_killed_or_interrupted_in_the_middle_the_second_run_ends_with_the_same_b
     process = _start(path)
     try:
         _wait_for(lambda: receipts.is_dir() and len(list(receipts.glob("*.json"))) >= 3, process)
-        # Ctrl-C reaches the whole group, as from a terminal; kill -9 only the client.
-        os.killpg(process.pid, end) if end == signal.SIGINT else process.send_signal(end)
+        # A terminal's Ctrl-C and hang-up reach the whole group; kill and a batch system only the client.
+        terminal = end in (signal.SIGINT, signal.SIGHUP)
+        os.killpg(process.pid, end) if terminal else process.send_signal(end)
         stdout, stderr = process.communicate(timeout=60)
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
     assert stdout == ""
     assert not (tmp_path / "out" / "manifest.json").exists()
-    if end == signal.SIGINT:
-        assert process.returncode == 130
+    if end != signal.SIGKILL:
+        assert process.returncode == 128 + end
         assert "the same command goes on" in stderr
         assert "Traceback" not in stderr
+        assert not (tmp_path / "out" / "build" / "running.json").exists()
     finished = len(list(receipts.glob("*.json")))
     again = _start(path)
     stdout, stderr = again.communicate(timeout=120)
