@@ -33,8 +33,11 @@ def run(
         sources:
           - {name: ani1x, reader: ani1x, path: raw/ani1x-release.h5}
 
-    A path is a file, a folder or a glob. The manifest takes level of theory, licence and DOI from the reader; a
-    source whose files are not the published ones may say its own: theory: GFN2-xTB, licence: CC0-1.0, doi: "".
+    A path is a file, a folder or a glob. A source whose files are not the
+    published ones may state its own theory, licence and doi for the manifest:
+
+        sources:
+          - {name: ours, reader: mptrj, path: ours.json, theory: EMT, doi: ""}
 
     Examples: gfm ingest run recipe.yaml; gfm ingest run recipe.yaml format=zarr cluster.workers=2
     """

@@ -1,4 +1,4 @@
-"""What the operating system refuses becomes a message and an exit code; mistakes of the program stay tracebacks."""
+"""What the operating system refuses becomes a message and an exit code; mistakes stay tracebacks."""
 
 import errno
 import subprocess
