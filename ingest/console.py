@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 __all__ = ["run", "show_plan", "show_status"]
 
+# Reasons of rejects that stand for more than one record.
+_WHOLE_FILES = ("truncated-file", "unreadable-file")
+
 
 class _Progress(Watcher):
     """A bar for each dataset on a terminal, a line now and then elsewhere."""
@@ -109,6 +112,12 @@ def run(recipe: Recipe, as_json: bool) -> None:
         handler.console.print(
             f"warning: {total:,} records rejected ({by_reason}); each with its reason in "
             f"{recipe.output / 'rejects'}",
+            markup=False, highlight=False, soft_wrap=True,
+        )  # fmt: skip
+    if lost := sum(manifest.rejects.get(reason, 0) for reason in _WHOLE_FILES):
+        handler.console.print(
+            f"warning: {lost:,} of them stand for files that end early or cannot be read at all, with all that "
+            "should have been in them: get those files anew",
             markup=False, highlight=False, soft_wrap=True,
         )  # fmt: skip
     if as_json:

@@ -62,3 +62,19 @@ def test_errors_are_of_their_kind(recipe: Path) -> None:
     assert isinstance(result.exception, ConfigError)
     assert "Did you mean 'format'" in str(result.exception)
     assert isinstance(CliRunner().invoke(app, ["status", "nowhere"]).exception, MissingDataError)
+
+
+def test_a_file_that_ends_early_is_not_passed_off_as_one_bad_record(recipe: Path) -> None:
+    Path("ani1x.h5").write_bytes(Path("ani1x.h5").read_bytes()[:500])
+    sources = (
+        "sources=[{name: cut, reader: ani1x, path: ani1x.h5}, {name: whole, reader: ani1x, path: whole.h5}]"
+    )
+    with h5py.File("whole.h5", "w") as file:
+        file["H2/atomic_numbers"] = np.array([1, 1], dtype=np.uint8)
+        file["H2/coordinates"] = np.array([[[0, 0, 0], [0.7, 0, 0]]], dtype=np.float32)
+        file["H2/wb97x_dz.energy"] = np.array([-1.0])
+        file["H2/wb97x_dz.forces"] = np.zeros((1, 2, 3), dtype=np.float32)
+    result = CliRunner().invoke(app, ["run", str(recipe), "on_error=reject", sources, "--json"])
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["rejects"] == {"unreadable-file": 1}
+    assert "cannot be read at all" in result.stderr

@@ -59,3 +59,10 @@ def test_the_content_does_not_depend_on_where_and_how_the_work_is_done() -> None
     there = {"output": "elsewhere", "on_error": "reject", "cluster": {"workers": 9}}
     assert parse_config(Recipe, SMALLEST | there, "recipe").content() == here
     assert parse_config(Recipe, SMALLEST | {"edges_cutoff": 6.0}, "recipe").content() != here
+
+
+def test_what_a_source_states_is_content_and_what_it_does_not_state_is_not() -> None:
+    silent = parse_config(Recipe, SMALLEST, "recipe").content()
+    assert set(silent["sources"][0]) == {"name", "reader", "path", "options"}
+    source = SMALLEST["sources"][0] | {"theory": "GFN2-xTB"}
+    assert parse_config(Recipe, SMALLEST | {"sources": [source]}, "recipe").content() != silent
