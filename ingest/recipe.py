@@ -117,7 +117,7 @@ class Recipe(Config):
     def content(self) -> dict[str, Any]:
         """Return the settings that the dataset's content depends on (a JSON value)."""
         content = self.model_dump(mode="json", exclude=_NOT_CONTENT)
-        # What a source does not state is left out, so that datasets made before it could state it stay the same.
+        # What a source does not state is left out, so that datasets made before it could stay the same.
         content["sources"] = [
             {key: value for key, value in source.items() if value is not None} for source in content["sources"]
         ]
