@@ -13,6 +13,7 @@ import rich.console
 import rich.progress
 from optuna.trial import FrozenTrial, TrialState
 
+from gfm.errors import ResourceError
 from gfm.runtime.runs import write_whole
 from hpo.study import StudyConfig, read_study
 from hpo.trials import counted, open_study
@@ -132,13 +133,19 @@ def serve_dashboard(output: Path, port: int) -> None:
 
     Raises:
         MissingDataError: There is no study in the folder.
+        ResourceError: The port is taken, or not ours to use.
     """
     from optuna_dashboard import run_server
 
-    if port == 0:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server will
+        try:
+            probe.bind(("127.0.0.1", port))
+        except (OSError, OverflowError) as error:
+            raise ResourceError(
+                f"cannot listen on 127.0.0.1:{port} ({error}); choose another --port, or 0 for a free one"
+            ) from None
+        port = probe.getsockname()[1]
     with open_study(read_study(output)) as opened:
         print(f"http://127.0.0.1:{port}/ (Ctrl-C ends it)", file=sys.stderr, flush=True)
         run_server(opened.storage, host="127.0.0.1", port=port)

@@ -6,6 +6,7 @@ to the thread that fetches samples. So neither ever waits for the other's messag
 
 import os
 import socket
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -80,6 +81,8 @@ class Ranks:
         """Wrap a module so that its gradients are averaged over the ranks."""
         if self.size == 1:
             return module
+        # The head of a single dataset, (1, n), has strides that differ where they mean nothing.
+        warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
         # All parameters take part in every step (see Objective), so nothing has to be searched for; buffers
         # are constants, the same on all ranks.
         return nn.parallel.DistributedDataParallel(

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from gfm.errors import ResourceError
 from hpo.claims import claim
 from hpo.cli import app
 from hpo.storage import Lease
@@ -107,6 +108,16 @@ def test_help_shows_the_verbs_of_people_only() -> None:
 
 
 @pytest.mark.slow
+def test_a_port_that_is_taken_is_said(study: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        result = CliRunner().invoke(app, ["dashboard", str(study), "--port", str(port)])
+    assert isinstance(result.exception, ResourceError)
+    assert "--port" in str(result.exception)
+
+
 def test_the_dashboard_serves_the_study_on_loopback_only(study: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
