@@ -22,12 +22,13 @@ __all__ = ["app"]
 
 app = typer.Typer()
 
+# Path and what the labels of `gfm sample-data` really are; the readers would state the published level.
 _SOURCES = {
-    "ani1x": "raw/ani1x/ani1x-release.h5",
-    "qm7x": "raw/qm7x",
-    "oc20": "raw/oc20",
-    "oc22": "raw/oc22",
-    "mptrj": "raw/mptrj/MPtrj_2022.9_full.json",
+    "ani1x": ("raw/ani1x/ani1x-release.h5", "GFN2-xTB"),
+    "qm7x": ("raw/qm7x", "GFN2-xTB"),
+    "oc20": ("raw/oc20", "EMT"),
+    "oc22": ("raw/oc22", "EMT"),
+    "mptrj": ("raw/mptrj/MPtrj_2022.9_full.json", "EMT"),
 }
 
 _RECIPE = """\
@@ -108,10 +109,10 @@ class _Line:
 def _demo(
     out: Path = typer.Option(Path("demo-out"), "--out", help="Folder for everything the demo makes."),
     structures: int = typer.Option(200, help="Structures of each of the five sources."),
-    epochs: int = typer.Option(20, help="Epochs of the training on two ranks."),
+    epochs: int = typer.Option(16, help="Epochs of the training on two ranks."),
     trials: int = typer.Option(8, help="Trials of the study."),
-    trial_epochs: int = typer.Option(8, help="Epochs of each trial."),
-    member_epochs: int = typer.Option(16, help="Epochs to which the best trials go on."),
+    trial_epochs: int = typer.Option(6, help="Epochs of each trial."),
+    member_epochs: int = typer.Option(14, help="Epochs to which the best trials go on."),
     members: int = typer.Option(3, help="Members of the ensemble."),
     ranks: int = typer.Option(2, help="MPI ranks of the training; 1 needs no MPI."),
     storage: str = typer.Option("adios", "--format", help="Format of the dataset: adios or zarr."),
@@ -128,7 +129,8 @@ def _demo(
     out.mkdir(parents=True, exist_ok=True)
     line = _Line(out)
     sources = "\n".join(
-        f"  - {{name: {name}, reader: {name}, path: {path}}}" for name, path in _SOURCES.items()
+        f'  - {{name: {name}, reader: {name}, path: {path}, theory: {theory} (sample), licence: "", doi: ""}}'
+        for name, (path, theory) in _SOURCES.items()
     )
     (out / "recipe.yaml").write_text(_RECIPE.format(format=storage, sources=sources))
     (out / "train.yaml").write_text(

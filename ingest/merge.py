@@ -34,6 +34,7 @@ def commit(plan: Plan, receipts: Sequence[PartReceipt], seconds: float) -> Manif
         )
     datasets, statistics = [], {}
     for source, reader in zip(recipe.sources, plan.readers, strict=True):
+        about = reader.about()
         own = [receipt for receipt in receipts if receipt.dataset == source.name]
         rejected: dict[str, int] = {}
         for receipt in own:
@@ -53,11 +54,11 @@ def commit(plan: Plan, receipts: Sequence[PartReceipt], seconds: float) -> Manif
         datasets.append(
             DatasetEntry(
                 name=source.name,
-                theory=reader.theory if source.theory is None else source.theory,
-                licence=reader.licence if source.licence is None else source.licence,
-                doi=reader.doi if source.doi is None else source.doi,
+                theory=about.theory if source.theory is None else source.theory,
+                licence=about.licence if source.licence is None else source.licence,
+                doi=about.doi if source.doi is None else source.doi,
                 source=source.path,
-                energy_kind=reader.energy_kind,
+                energy_kind=about.energy_kind,
                 rejected=dict(sorted(rejected.items())),
                 reference=reference,
             )

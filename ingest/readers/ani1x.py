@@ -17,7 +17,16 @@ from gfm.data.fields import presence_bit
 from gfm.data.ragged import RaggedBatch
 from gfm.data.units import HARTREE
 from gfm.errors import CorruptDataError, DataError
-from ingest.readers.base import BLOCK_STRUCTURES, HDF5_ERRORS, Block, Part, Reader, find_files, hash_id
+from ingest.readers.base import (
+    BLOCK_STRUCTURES,
+    HDF5_ERRORS,
+    Block,
+    Part,
+    Published,
+    Reader,
+    find_files,
+    hash_id,
+)
 from ingest.readers.records import BlockBuilder, Refused, atomic_numbers, hill_formula
 
 if TYPE_CHECKING:
@@ -53,25 +62,11 @@ class Ani1x(Reader):
     level_of_theory: str = "wb97x_dz"
     require_forces: bool = True
 
-    @property
-    def theory(self) -> str:
-        """Level of theory of the labels."""
-        return _THEORY.get(self.level_of_theory, self.level_of_theory)
-
-    @property
-    def licence(self) -> str:
-        """Licence of the published data."""
-        return "CC0-1.0"
-
-    @property
-    def doi(self) -> str:
-        """DOI of the published data."""
-        return "10.1038/s41597-020-0473-z"
-
-    @property
-    def energy_kind(self) -> str:
-        """What the energy is."""
-        return "total"
+    def about(self) -> Published:
+        """Return what the manifest says of the published data."""
+        return Published(
+            _THEORY.get(self.level_of_theory, self.level_of_theory), "CC0-1.0", "10.1038/s41597-020-0473-z"
+        )
 
     def plan(self, path: str, part_bytes: int) -> list[Part]:
         """Cut each file into stretches of conformers; formulas in the file's order.

@@ -13,7 +13,7 @@ from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import xxhash
 
@@ -26,6 +26,7 @@ __all__ = [
     "HDF5_ERRORS",
     "Block",
     "Part",
+    "Published",
     "Reader",
     "Reject",
     "find_files",
@@ -87,6 +88,23 @@ class Block:
     rejects: list[Reject]
 
 
+@dataclass(frozen=True)
+class Published:
+    """Where data come from.
+
+    Attributes:
+        theory: Level of theory of the labels.
+        licence: Licence of the published data.
+        doi: Where they are published.
+        energy_kind: What the energy is: ``total``, ``adsorption``, ``total, corrected`` and the like.
+    """
+
+    theory: str = ""
+    licence: str = ""
+    doi: str = ""
+    energy_kind: str = "total"
+
+
 class Reader(Config):
     """Base of all readers; its fields are the options of one source in a recipe.
 
@@ -100,23 +118,9 @@ class Reader(Config):
     UNITS: ClassVar[dict[str, str]]
     FIELDS: ClassVar[tuple[str, ...]]
 
-    if TYPE_CHECKING:  # readers of one published data set have properties, the generic ones have options
-
-        @property
-        def theory(self) -> str:
-            """Level of theory of the labels."""
-
-        @property
-        def licence(self) -> str:
-            """Licence of the published data."""
-
-        @property
-        def doi(self) -> str:
-            """DOI of the published data."""
-
-        @property
-        def energy_kind(self) -> str:
-            """What the energy is: ``total``, ``adsorption``, ``total, corrected`` and the like."""
+    @abstractmethod
+    def about(self) -> Published:
+        """Return what the manifest says of the published data; a recipe may know better."""
 
     @abstractmethod
     def plan(self, path: str, part_bytes: int) -> list[Part]:

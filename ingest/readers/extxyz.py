@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from gfm.data.structure import Structure
 from gfm.data.units import BOHR, GPA, HARTREE, KBAR, KCAL_PER_MOL
-from ingest.readers.base import Block, Part, Reader, find_files, hash_id
+from ingest.readers.base import Block, Part, Published, Reader, find_files, hash_id
 from ingest.readers.records import BlockBuilder, Refused, check_structure, hill_formula
 from ingest.readers.text import (
     Frame,
@@ -74,10 +74,7 @@ class ExtXyz(Reader):
         group_prefix: Name space of the group, so that one material is one group in several sources (``mp``).
         id_key: Header key of a unique id; by default file name and place in the file.
         require_forces: Whether a frame without forces is refused.
-        theory: Level of theory, for the manifest.
-        licence: Licence, for the manifest.
-        doi: DOI, for the manifest.
-        energy_kind: What the energy is, for the manifest.
+        energy_kind: What the energy is, for the manifest; theory, licence and DOI are said in the recipe's source.
     """
 
     NAME: ClassVar[str] = "extxyz"
@@ -107,9 +104,6 @@ class ExtXyz(Reader):
     group_prefix: str = "extxyz"
     id_key: str | None = None
     require_forces: bool = True
-    theory: str = "unknown"
-    licence: str = "unknown"
-    doi: str = ""
     energy_kind: str = "total"
 
     @pydantic.field_validator("forces_unit")
@@ -118,6 +112,10 @@ class ExtXyz(Reader):
         if unit is None or unit in _FORCES:
             return unit
         raise ValueError(f"not a unit of forces; known are {', '.join(_FORCES)}")
+
+    def about(self) -> Published:
+        """Return what the manifest says: the file does not tell where it comes from."""
+        return Published("unknown", "unknown", energy_kind=self.energy_kind)
 
     def plan(self, path: str, part_bytes: int) -> list[Part]:
         """Cut plain files into ranges of bytes; a packed file, or a member of a zip, is one part.

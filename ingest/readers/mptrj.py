@@ -21,7 +21,7 @@ import orjson
 from gfm.data.structure import Structure
 from gfm.data.units import KBAR
 from gfm.errors import CorruptDataError, DataError
-from ingest.readers.base import Block, Part, Reader, find_files, hash_id
+from ingest.readers.base import Block, Part, Published, Reader, find_files, hash_id
 from ingest.readers.records import ATOMIC_NUMBERS, BlockBuilder, Refused, check_structure
 from ingest.readers.text import STREAM_ERRORS, is_packed, open_text
 
@@ -76,25 +76,14 @@ class MPtrj(Reader):
     label: Literal["corrected_total_energy", "uncorrected_total_energy"] = "corrected_total_energy"
     require_forces: bool = True
 
-    @property
-    def theory(self) -> str:
-        """Level of theory of the labels."""
-        return "PBE and PBE+U (VASP, Materials Project)"
-
-    @property
-    def licence(self) -> str:
-        """Licence of the published data."""
-        return "CC-BY-4.0"
-
-    @property
-    def doi(self) -> str:
-        """DOI of the published data."""
-        return "10.6084/m9.figshare.23713842"
-
-    @property
-    def energy_kind(self) -> str:
-        """What the energy is."""
-        return f"total, {self.label.removesuffix('_total_energy')}"
+    def about(self) -> Published:
+        """Return what the manifest says of the published data."""
+        return Published(
+            "PBE and PBE+U (VASP, Materials Project)",
+            "CC-BY-4.0",
+            "10.6084/m9.figshare.23713842",
+            f"total, {self.label.removesuffix('_total_energy')}",
+        )
 
     def plan(self, path: str, part_bytes: int) -> list[Part]:
         """Cut each plain file into ranges of bytes; a packed one is one part.

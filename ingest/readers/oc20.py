@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal
 from gfm.data.structure import Structure
 from gfm.errors import CorruptDataError
 from ingest.readers import oc_lmdb
-from ingest.readers.base import Block, Part, Reader, find_files, hash_id
+from ingest.readers.base import Block, Part, Published, Reader, find_files, hash_id
 from ingest.readers.records import BlockBuilder, Refused, check_structure
 from ingest.readers.text import (
     STREAM_ERRORS,
@@ -60,25 +60,9 @@ class Oc20(Reader):
     energy: Literal["total", "adsorption"] = "total"
     require_forces: bool = True
 
-    @property
-    def theory(self) -> str:
-        """Level of theory of the labels."""
-        return "RPBE (VASP)"
-
-    @property
-    def licence(self) -> str:
-        """Licence of the published data."""
-        return "CC-BY-4.0"
-
-    @property
-    def doi(self) -> str:
-        """DOI of the published data."""
-        return "10.1021/acscatal.0c04525"
-
-    @property
-    def energy_kind(self) -> str:
-        """What the energy is."""
-        return self.energy
+    def about(self) -> Published:
+        """Return what the manifest says of the published data."""
+        return Published("RPBE (VASP)", "CC-BY-4.0", "10.1021/acscatal.0c04525", self.energy)
 
     def plan(self, path: str, part_bytes: int) -> list[Part]:
         """Make a part of each text file, and several of each LMDB.

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from gfm.data.structure import Structure
 from gfm.errors import CorruptDataError
 from ingest.readers import oc_lmdb
-from ingest.readers.base import Block, Part, Reader, find_files
+from ingest.readers.base import Block, Part, Published, Reader, find_files
 
 __all__ = ["Oc22"]
 
@@ -27,25 +27,9 @@ class Oc22(Reader):
 
     require_forces: bool = True
 
-    @property
-    def theory(self) -> str:
-        """Level of theory of the labels."""
-        return "PBE+U (VASP)"
-
-    @property
-    def licence(self) -> str:
-        """Licence of the published data."""
-        return "CC-BY-4.0"
-
-    @property
-    def doi(self) -> str:
-        """DOI of the published data."""
-        return "10.1021/acscatal.2c05426"
-
-    @property
-    def energy_kind(self) -> str:
-        """What the energy is."""
-        return "total"
+    def about(self) -> Published:
+        """Return what the manifest says of the published data."""
+        return Published("PBE+U (VASP)", "CC-BY-4.0", "10.1021/acscatal.2c05426")
 
     def plan(self, path: str, part_bytes: int) -> list[Part]:
         """Cut the records of each file into parts.

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from gfm.data.structure import Structure
 from gfm.errors import CorruptDataError, DataError, MissingDataError
-from ingest.readers.base import HDF5_ERRORS, Block, Part, Reader, find_files, hash_id
+from ingest.readers.base import HDF5_ERRORS, Block, Part, Published, Reader, find_files, hash_id
 from ingest.readers.records import BlockBuilder, Refused, check_structure
 
 if TYPE_CHECKING:
@@ -58,25 +58,9 @@ class Qm7x(Reader):
     duplicates: str | None = _DUPLICATES
     require_forces: bool = True
 
-    @property
-    def theory(self) -> str:
-        """Level of theory of the labels."""
-        return f"{self.level_of_theory}/tight"
-
-    @property
-    def licence(self) -> str:
-        """Licence of the published data."""
-        return "CC-BY-4.0"
-
-    @property
-    def doi(self) -> str:
-        """DOI of the published data."""
-        return "10.5281/zenodo.4288677"
-
-    @property
-    def energy_kind(self) -> str:
-        """What the energy is."""
-        return "total"
+    def about(self) -> Published:
+        """Return what the manifest says of the published data."""
+        return Published(f"{self.level_of_theory}/tight", "CC-BY-4.0", "10.5281/zenodo.4288677")
 
     def plan(self, path: str, part_bytes: int) -> list[Part]:
         """Cut each file into stretches of frames, molecules in natural order.

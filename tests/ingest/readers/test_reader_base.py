@@ -39,14 +39,15 @@ def test_all_readers_are_known() -> None:
 @pytest.mark.parametrize("name", ALL)
 def test_every_reader_says_what_it_delivers(name: str) -> None:
     reader = READERS.get(name)()
+    about = reader.about()
     assert name == reader.NAME
     assert reader.UNITS
     assert set(reader.FIELDS) <= set(OPTIONAL)
-    assert reader.theory
-    assert reader.licence
-    assert reader.energy_kind.startswith("total")
+    assert about.theory
+    assert about.licence
+    assert about.energy_kind.startswith("total")
     if name != "extxyz":
-        assert reader.doi.startswith("10.")
+        assert about.doi.startswith("10.")
 
 
 @pytest.mark.parametrize("name", ALL)

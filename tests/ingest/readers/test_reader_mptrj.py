@@ -74,7 +74,7 @@ def test_every_frame_is_read_as_json_reads_it(
             assert structure.group == hash_id(f"mp:{material}")
             assert structure.key == hash_id(f"mptrj:{material}/{frame_id}")
     assert not reading.structures
-    assert MPtrj(label=label).energy_kind == f"total, {label.partition('_')[0]}"
+    assert MPtrj(label=label).about().energy_kind == f"total, {label.partition('_')[0]}"
 
 
 @pytest.mark.data

@@ -127,7 +127,7 @@ def test_every_text_frame_is_read_as_ase_reads_it(
             sid, fid = system.removeprefix("random"), frame.removeprefix("frame")
             assert structure.group == hash_id(f"oc20:{sid}")
             assert structure.key == hash_id(f"oc20:{sid}/{fid}")
-    assert Oc20(energy=energy).energy_kind == energy
+    assert Oc20(energy=energy).about().energy_kind == energy
 
 
 @pytest.mark.data
