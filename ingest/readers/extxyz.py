@@ -74,7 +74,7 @@ class ExtXyz(Reader):
         group_prefix: Name space of the group, so that one material is one group in several sources (``mp``).
         id_key: Header key of a unique id; by default file name and place in the file.
         require_forces: Whether a frame without forces is refused.
-        energy_kind: What the energy is, for the manifest; theory, licence and DOI are said in the recipe's source.
+        energy_kind: What the energy is, for the manifest (theory, licence, DOI: the recipe's source says).
     """
 
     NAME: ClassVar[str] = "extxyz"
