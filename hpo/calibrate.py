@@ -41,8 +41,9 @@ OUTPUTS = {"energy": "eV/atom", "forces": "eV/angstrom"}
 FLOORS = {"energy": 1e-6, "forces": 1e-5}
 CONFORMAL_LEVEL = 0.90
 THRESHOLD_LEVEL = 0.99
-# Fewer validation values than this do not fix a factor; the pooled one is used.
-MIN_VALUES = 10
+# With fewer validation structures than this (a factor known to worse than 11 %, 1 / sqrt(2 n)) the pooled
+# calibration is used. Structures are counted, not values: the force components of one are not independent.
+MIN_STRUCTURES = 40
 
 RATIOS = LogGrid(low=-20, octaves=40, per_octave=256)
 _SPREADS = LogGrid(low=-30, octaves=40, per_octave=64)
@@ -176,8 +177,8 @@ def calibrate(
 
     Returns:
         ``{output: {"unit", "pooled": {...}, "datasets": {name: {...}}}}``; outputs without validation
-        labels are left out, and so are datasets with fewer than `MIN_VALUES` values (the pooled one
-        stands in).
+        labels are left out, and so are datasets with fewer than `MIN_STRUCTURES` structures (the pooled
+        one stands in).
     """
     calibration: dict[str, Any] = {}
     for output, by_dataset in sums.items():
@@ -188,11 +189,13 @@ def calibrate(
             continue
         fitted: dict[str, Any] = {}
         for name, part in zip(dataset_names, by_dataset, strict=True):
-            if part.count >= MIN_VALUES:
+            structures = int(part.largest.sum())
+            if structures >= MIN_STRUCTURES:
                 fitted[name] = part.fit(FLOORS[output], members, f"{output} of {name}")
             elif part.count:
                 warnings.warn(
-                    f"{output} of {name}: only {part.count} validation values; the pooled calibration is used",
+                    f"{output} of {name}: only {structures} validation structures; "
+                    "the pooled calibration stands in",
                     CalibrationWarning,
                     stacklevel=2,
                 )
