@@ -186,23 +186,19 @@ def _scores(scores: dict[str, Any]) -> dict[str, Any]:
 
 def _tell(out: Path, summary: dict[str, Any]) -> None:
     """Say where everything is."""
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(stderr=True)
-    table = Table(box=None, pad_edge=False, show_header=False)
-    for name, what in (
-        ("report.html", "the whole line on one page: open it in a browser"),
-        ("summary.json", "the same in numbers, for programs"),
-        ("raw/", "small files in the five published layouts (computed here, not the published data)"),
-        ("dataset/", "the dataset; look with: gfm store info dataset"),
-        ("train/", "the training on MPI ranks: metrics, plots, checkpoints, model"),
-        ("study/", "the trials; look with: gfm hpo dashboard study"),
-        ("ensemble/", "the ensemble: gfm.calculator.EnsembleCalculator('ensemble') is its ASE calculator"),
-    ):
-        table.add_row(f"[bold]{out / name}[/]", what)
-    console.print(f"\n[bold green]done[/] in {sum(summary['seconds'].values()):.0f} s; everything is in {out}/")
-    console.print(table)
+    places = {
+        "report.html": "the whole line on one page: open it in a browser",
+        "summary.json": "the same in numbers, for programs",
+        "raw/": "small files in the five published layouts (computed here, not the published data)",
+        "dataset/": "the dataset; look with: gfm store info dataset",
+        "train/": "the training on MPI ranks: metrics, plots, checkpoints, model",
+        "study/": "the trials; look with: gfm hpo dashboard study",
+        "ensemble/": "gfm.calculator.EnsembleCalculator('ensemble') is its ASE calculator",
+    }
+    print(f"\ndone in {sum(summary['seconds'].values()):.0f} s; everything is in {out}/", file=sys.stderr)
+    width = max(len(f"{out}/{name}") for name in places)
+    for name, what in places.items():
+        print(f"  {f'{out}/{name}':{width}}  {what}", file=sys.stderr)
 
 
 def _mpiexec() -> str:

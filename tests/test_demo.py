@@ -14,27 +14,28 @@ SOURCES = {"ani1x", "qm7x", "oc20", "oc22", "mptrj"}
 pytestmark = [pytest.mark.slow, pytest.mark.mpi]
 
 
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Run the demo as it is, once."""
-    out = tmp_path_factory.mktemp("demo") / "out"
+def test_the_whole_line(tmp_path: Path) -> None:
+    """One run, as a user's, then everything that has to be true of it."""
+    out = tmp_path / "out"
     process = subprocess.run(
         [sys.executable, "-m", "gfm", "demo", "--out", str(out)],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=1500, check=False,
         env={**os.environ, "PYTHONSAFEPATH": "1"},
     )  # fmt: skip
     assert process.returncode == 0, process.stdout[-6000:]
-    assert str(out / "report.html") in process.stdout.replace("\n", "")
-    return out
+    assert str(out / "report.html") in process.stdout
+    summary: dict[str, Any] = json.loads((out / "summary.json").read_text())
+    assert Path(summary["report"]).is_file()
+    all_five_sources_are_in(summary)
+    two_ranks_trained_from_the_memory_store(summary, out)
+    validation_errors_fell_clearly(summary)
+    the_study_accounts_for_every_trial(summary)
+    the_ensemble_is_no_worse_than_its_best_member(summary)
+    calibration_helped(summary)
+    the_calculator_opens_the_ensemble(out)
 
 
-@pytest.fixture(scope="module")
-def summary(demo: Path) -> dict[str, Any]:
-    data: dict[str, Any] = json.loads((demo / "summary.json").read_text())
-    return data
-
-
-def test_all_five_sources_are_in(summary: dict[str, Any]) -> None:
+def all_five_sources_are_in(summary: dict[str, Any]) -> None:
     assert {entry["name"] for entry in summary["datasets"]} == SOURCES
     for entry in summary["datasets"]:
         assert entry["structures"] >= 150, entry
@@ -44,17 +45,17 @@ def test_all_five_sources_are_in(summary: dict[str, Any]) -> None:
     assert summary["store"]["bytes_per_structure"] > 0
 
 
-def test_two_ranks_trained_from_the_memory_store(summary: dict[str, Any], demo: Path) -> None:
+def two_ranks_trained_from_the_memory_store(summary: dict[str, Any], out: Path) -> None:
     training = summary["train"]
     assert (training["ranks"], training["store"]) == (2, "rma")
-    lines = [json.loads(line) for line in (demo / "train" / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (out / "train" / "metrics.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines] == list(range(training["epochs"] + 1))
     assert training["joules"] > 0
     assert training["joules_method"]
     assert training["structures_per_second"] > 0
 
 
-def test_validation_errors_fall_clearly(summary: dict[str, Any]) -> None:
+def validation_errors_fell_clearly(summary: dict[str, Any]) -> None:
     first, last = summary["train"]["first"], summary["train"]["last"]
     zero = last["forces_mae_zero_model_ev_per_angstrom"]
     assert last["forces_mae_ev_per_angstrom"] < 0.5 * zero
@@ -62,7 +63,7 @@ def test_validation_errors_fall_clearly(summary: dict[str, Any]) -> None:
     assert set(last["datasets"]) == SOURCES
 
 
-def test_the_study_accounts_for_every_trial(summary: dict[str, Any]) -> None:
+def the_study_accounts_for_every_trial(summary: dict[str, Any]) -> None:
     study = summary["hpo"]
     assert sum(study["trials"].values()) >= 8
     assert study["trials"]["fail"] == 0
@@ -70,25 +71,25 @@ def test_the_study_accounts_for_every_trial(summary: dict[str, Any]) -> None:
     assert study["best"]["joules"] > 0
 
 
-def test_the_ensemble_is_no_worse_than_its_best_member(summary: dict[str, Any]) -> None:
+def the_ensemble_is_no_worse_than_its_best_member(summary: dict[str, Any]) -> None:
     test = summary["ensemble"]["test"]
     for key in ("energy_mae_mev_per_atom", "forces_mae_ev_per_angstrom"):
         assert test["ensemble"][key] <= min(member[key] for member in test["members"]), key
 
 
-def test_calibration_helps(summary: dict[str, Any]) -> None:
+def calibration_helped(summary: dict[str, Any]) -> None:
     scores = summary["ensemble"]["calibration"]
     for output in ("energy", "forces"):
         assert scores["after"][output]["nll"] <= scores["before"][output]["nll"], output
 
 
-def test_the_calculator_opens_the_ensemble(demo: Path) -> None:
+def the_calculator_opens_the_ensemble(out: Path) -> None:
     from ase.build import bulk
 
     from gfm.calculator import EnsembleCalculator
 
     atoms = bulk("Cu", cubic=True)
     atoms.rattle(0.05, seed=1)
-    atoms.calc = EnsembleCalculator(demo / "ensemble", dataset="mptrj")
+    atoms.calc = EnsembleCalculator(out / "ensemble", dataset="mptrj")
     assert atoms.get_forces().shape == (4, 3)
     assert atoms.calc.results["energy_std"] > 0
