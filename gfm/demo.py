@@ -88,7 +88,9 @@ class _Line:
     def run(self, step: str, arguments: list[str], *, ranks: int = 1, as_json: bool = True) -> Any:
         """Run one ``gfm`` command, shown as a user would type it; return what it printed as JSON."""
         typed = ["mpiexec", "-n", str(ranks)] if ranks > 1 else []
-        print(f"\n\033[1m$ {shlex.join([*typed, 'gfm', *arguments])}\033[0m", file=sys.stderr, flush=True)
+        bold, plain = ("\033[1m", "\033[0m") if sys.stderr.isatty() else ("", "")
+        shown = shlex.join([*typed, "gfm", *arguments])
+        print(f"\n{bold}$ {shown}{plain}", file=sys.stderr, flush=True)
         launcher = [_mpiexec(), "-n", str(ranks)] if ranks > 1 else []
         command = [*launcher, sys.executable, "-m", "gfm", *arguments, *(["--json"] if as_json else [])]
         started = time.monotonic()
@@ -100,7 +102,7 @@ class _Line:
         if process.returncode:
             raise GfmError(
                 f"the demo's step {step!r} failed with exit code {process.returncode}; its message is above. "
-                f"Run it again with: cd {self.folder} && {shlex.join([*typed, 'gfm', *arguments])}"
+                f"Run it again with: cd {self.folder} && {shown}"
             )
         return json.loads(process.stdout) if as_json else None
 
