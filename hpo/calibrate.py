@@ -188,17 +188,20 @@ def calibrate(
         if pooled.count == 0:
             continue
         fitted: dict[str, Any] = {}
+        few: list[str] = []
         for name, part in zip(dataset_names, by_dataset, strict=True):
             structures = int(part.largest.sum())
             if structures >= MIN_STRUCTURES:
                 fitted[name] = part.fit(FLOORS[output], members, f"{output} of {name}")
             elif part.count:
-                warnings.warn(
-                    f"{output} of {name}: only {structures} validation structures; "
-                    "the pooled calibration stands in",
-                    CalibrationWarning,
-                    stacklevel=2,
-                )
+                few.append(f"{name} ({structures})")
+        if few:
+            warnings.warn(
+                f"{output}: the pooled calibration stands in for datasets with fewer than {MIN_STRUCTURES} "
+                f"validation structures: {', '.join(few)}",
+                CalibrationWarning,
+                stacklevel=2,
+            )
         calibration[output] = {
             "unit": OUTPUTS[output],
             "pooled": pooled.fit(FLOORS[output], members, f"{output}, pooled"),
