@@ -204,11 +204,10 @@ def _tell(out: Path, summary: dict[str, Any]) -> None:
 
 
 def _mpiexec() -> str:
-    """Return the mpiexec of this environment, else that of the PATH."""
-    import shutil
+    """Return the mpiexec to start the training with."""
+    from gfm.runtime.mpi import find_mpiexec
 
-    beside = Path(sys.executable).with_name("mpiexec")
-    found = str(beside) if beside.exists() else shutil.which("mpiexec")
+    found = find_mpiexec()
     if found is None:
         raise ResourceError("no mpiexec: pip install 'gfm-atoms[mpi]', or run the demo with --ranks 1")
     return found

@@ -92,8 +92,9 @@ def _package(name: str, extra: str) -> Finding:
 
 def _mpi() -> Finding:
     """Start two ranks for real: an mpiexec of another MPI than mpi4py's starts singletons silently."""
-    beside = Path(sys.executable).with_name("mpiexec")
-    mpiexec = str(beside) if beside.exists() else shutil.which("mpiexec")
+    from gfm.runtime.mpi import find_mpiexec
+
+    mpiexec = find_mpiexec()
     remedy = "pip install 'gfm-atoms[mpi]' (or the site's MPI); without it, training runs as one process"
     if mpiexec is None:
         return Finding("MPI", False, "no mpiexec", remedy)

@@ -1,7 +1,6 @@
 """Running a study: start the workers, watch them, replace those that die, and sum up."""
 
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ from typing import IO, Any
 from optuna.trial import TrialState
 
 from gfm.errors import ConfigError, DataError, GfmError, ResourceError
+from gfm.runtime.mpi import find_mpiexec
 from gfm.runtime.runs import RunFolder
 from hpo.claims import reclaim
 from hpo.discard import epochs_saved, epochs_trained
@@ -42,8 +42,7 @@ def worker_command(config: StudyConfig, slot: int, under: str | None = None) -> 
     command += ["--under", under] if under else []
     if config.ranks == 1:
         return command
-    beside = Path(sys.executable).with_name("mpiexec")
-    mpiexec = str(beside) if beside.exists() else shutil.which("mpiexec")
+    mpiexec = find_mpiexec()
     if mpiexec is None:
         raise ResourceError(f"ranks: {config.ranks} needs mpiexec: pip install 'gfm-atoms[mpi]'")
     return [mpiexec, "-n", str(config.ranks), *command]

@@ -6,6 +6,7 @@ code, whether all ranks met it or only one.
 """
 
 import os
+import shutil
 import socket
 import sys
 import threading
@@ -20,7 +21,7 @@ from typing import Any
 
 from gfm.errors import GfmError, ResourceError
 
-__all__ = ["Rendezvous", "failing_together", "launched", "rendezvous", "world"]
+__all__ = ["Rendezvous", "failing_together", "find_mpiexec", "launched", "rendezvous", "world"]
 
 # Seconds that a failing rank waits for the others to fail as well, before it takes the job down.
 _AGREEMENT_SECONDS = 3.0
@@ -32,6 +33,12 @@ _LAST_WORDS_SECONDS = 0.3
 _SIZE_VARIABLES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE")
 
 _state: dict[str, Any] = {}
+
+
+def find_mpiexec() -> str | None:
+    """Return the mpiexec of this environment, which fits its mpi4py, else the PATH's; None for neither."""
+    beside = Path(sys.executable).with_name("mpiexec")
+    return str(beside) if beside.exists() else shutil.which("mpiexec")
 
 
 def launched(environ: Mapping[str, str] = os.environ) -> int:

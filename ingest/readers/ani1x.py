@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from gfm.data.fields import presence_bit
 from gfm.data.ragged import RaggedBatch
 from gfm.data.units import HARTREE
-from gfm.errors import CorruptDataError, DataError
+from gfm.errors import DataError
 from ingest.readers.base import (
     BLOCK_STRUCTURES,
     HDF5_ERRORS,
@@ -26,6 +26,7 @@ from ingest.readers.base import (
     Reader,
     find_files,
     hash_id,
+    open_hdf5,
 )
 from ingest.readers.records import BlockBuilder, Refused, atomic_numbers, hill_formula
 
@@ -133,14 +134,8 @@ class Ani1x(Reader):
         Raises:
             CorruptDataError: The file cannot be opened.
         """
-        import h5py
-
         builder = BlockBuilder()
-        try:
-            h5 = h5py.File(part.path, "r")
-        except HDF5_ERRORS as error:
-            raise CorruptDataError(f"{part.path}: not readable as HDF5: {error}") from error
-        with h5:
+        with open_hdf5(part.path) as h5:
             for name, first, stop in part.extra["groups"]:
                 for row in range(first, max(stop, first + 1), BLOCK_STRUCTURES):
                     self._read_rows(h5, part.path, name, row, min(row + BLOCK_STRUCTURES, stop), builder)

@@ -13,13 +13,16 @@ from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import xxhash
 
 from gfm.data.ragged import RaggedBatch
 from gfm.errors import CorruptDataError, MissingDataError
 from gfm.runtime.config import Config
+
+if TYPE_CHECKING:
+    import h5py
 
 __all__ = [
     "BLOCK_STRUCTURES",
@@ -31,6 +34,7 @@ __all__ = [
     "Reject",
     "find_files",
     "hash_id",
+    "open_hdf5",
 ]
 
 BLOCK_STRUCTURES = 1000  # a block is handed out at this many: what bounds a reader's memory
@@ -86,6 +90,20 @@ class Block:
     batch: RaggedBatch
     sources: list[str]
     rejects: list[Reject]
+
+
+def open_hdf5(path: str) -> "h5py.File":
+    """Open an HDF5 file for reading.
+
+    Raises:
+        CorruptDataError: The file cannot be opened.
+    """
+    import h5py
+
+    try:
+        return h5py.File(path, "r")
+    except HDF5_ERRORS as error:
+        raise CorruptDataError(f"{path}: not readable as HDF5: {error}") from error
 
 
 @dataclass(frozen=True)

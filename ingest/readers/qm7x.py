@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from gfm.data.structure import Structure
 from gfm.errors import CorruptDataError, DataError, MissingDataError
-from ingest.readers.base import HDF5_ERRORS, Block, Part, Published, Reader, find_files, hash_id
+from ingest.readers.base import HDF5_ERRORS, Block, Part, Published, Reader, find_files, hash_id, open_hdf5
 from ingest.readers.records import BlockBuilder, Refused, check_structure
 
 if TYPE_CHECKING:
@@ -115,15 +115,9 @@ class Qm7x(Reader):
         Raises:
             CorruptDataError: The file cannot be opened.
         """
-        import h5py
-
         duplicates = self._duplicates(Path(part.path).parent)
         builder = BlockBuilder()
-        try:
-            h5 = h5py.File(part.path, "r")
-        except HDF5_ERRORS as error:
-            raise CorruptDataError(f"{part.path}: not readable as HDF5: {error}") from error
-        with h5:
+        with open_hdf5(part.path) as h5:
             for molecule, first, stop in part.extra["molecules"]:
                 try:
                     frames = list(h5[molecule])[first:stop]
