@@ -13,7 +13,7 @@ from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import xxhash
 
@@ -148,6 +148,23 @@ class Reader(Config):
             MissingDataError: There is nothing at the path.
             DataError: What is there is another layout.
         """
+
+    def packed(self, path: str) -> list[Path]:
+        """Return the files at a path that must be unpacked before parts can be planned: none for most layouts."""
+        return []
+
+    def unpacking_to(self, scratch: Path) -> Self:
+        """Return the reader that unpacks into a folder and finds unpacked files there."""
+        return self
+
+    def unpack(self, file: Path) -> None:
+        """Unpack one of `packed` into the folder, whole or not at all; nothing to do where it is there already.
+
+        Raises:
+            CorruptDataError: It is damaged.
+            ResourceError: The disk is full.
+        """
+        raise NotImplementedError(f"{self.NAME} has no packed files")
 
     @abstractmethod
     def blocks(self, part: Part) -> Iterator[Block]:
