@@ -150,7 +150,7 @@ class Reader(Config):
         """
 
     def packed(self, path: str) -> list[Path]:
-        """Return the files at a path that must be unpacked before parts can be planned: none for most layouts."""
+        """Return the files at a path that must be unpacked before parts can be planned: mostly none."""
         return []
 
     def unpacking_to(self, scratch: Path) -> Self:
