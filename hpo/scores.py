@@ -14,7 +14,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from hpo.loggrid import LogGrid
+from gfm.data.loggrid import LogGrid
 
 __all__ = ["COVERAGES", "LEVELS", "ScoreSums", "gaussian_crps", "gaussian_nll", "score"]
 
