@@ -8,6 +8,7 @@ READERS = Registry(
     "reader",
     {
         "ani1x": "ingest.readers.ani1x:Ani1x",
+        "ase_db": "ingest.readers.ase_db:AseDb",
         "extxyz": "ingest.readers.extxyz:ExtXyz",
         "mptrj": "ingest.readers.mptrj:MPtrj",
         "oc20": "ingest.readers.oc20:Oc20",
