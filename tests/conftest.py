@@ -1,8 +1,11 @@
 """Fixtures all tests share: the sample data, and skips that say what is missing on this machine."""
 
+import importlib.util
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -54,3 +57,25 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def shared_data() -> Path:
     """The folder of genuine excerpts and computed files in the published layouts."""
     return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def slurm_nodes() -> Iterator[Any]:
+    """A private Slurm of three nodes, started for the first test that asks; see tests/slurm_cluster.py."""
+    path = Path(__file__).with_name("slurm_cluster.py")
+    spec = importlib.util.spec_from_file_location("slurm_cluster", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    with module.PrivateSlurm(nodes=3) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def slurm(slurm_nodes: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The private Slurm, whose commands work in this process and its children: no jobs, all nodes up."""
+    for name in ("SLURM_CONF", "PATH"):
+        monkeypatch.setenv(name, slurm_nodes.environment[name])
+    yield slurm_nodes
+    slurm_nodes.clean()

@@ -1,8 +1,9 @@
-"""A Dask client from a few lines of configuration: processes of this machine, by kind of cluster.
+"""A Dask client from a few lines of configuration: processes of this machine, or jobs of a batch system.
 
-Everything listens on the loopback interface, the dashboard too. Workers compute on one thread each, since there
-is one worker per core, and start with ``PYTHONSAFEPATH`` so that a ``train.py`` in the working directory never
-shadows the package of that name.
+Scheduler and dashboard run in the calling process. On one machine everything listens on the loopback interface;
+with a batch system the scheduler and the workers listen on the one interface that is named. Workers compute on
+one thread each, since there is one worker per core, and start with ``PYTHONSAFEPATH`` so that a ``train.py`` in
+the working directory never shadows the package of that name.
 """
 
 import contextlib
@@ -11,17 +12,15 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-import pydantic
-
-from gfm.errors import ResourceError
-from gfm.runtime.config import Config
+from gfm.errors import GfmError, ResourceError
+from gfm.runtime.cluster_config import ClusterConfig
 
 if TYPE_CHECKING:
     from distributed import Client
 
-__all__ = ["WORKER_ENVIRONMENT", "ClusterConfig", "open_client"]
+__all__ = ["WORKER_ENVIRONMENT", "ClusterConfig", "batch_script", "open_client"]
 
 WORKER_ENVIRONMENT: dict[str, str] = {
     "PYTHONSAFEPATH": "1",
@@ -32,72 +31,60 @@ WORKER_ENVIRONMENT: dict[str, str] = {
 }
 
 
-class ClusterConfig(Config):
-    """Where Dask workers run; ``local`` alone means all its defaults.
+def batch_script(config: ClusterConfig) -> str | None:
+    """Return the script of one worker's job as it would be submitted; None where there are no jobs.
 
-    Attributes:
-        kind: ``local``: worker processes on this machine.
-        workers: Number of worker processes; by default one per core this process may use.
-        threads: Tasks that one worker computes at once.
-        memory: Memory limit of one worker (``4GiB``); by default its share of the machine.
-        dashboard: Where the dashboard listens, port 0 for a free one; null for none.
-        processes: False computes on threads of this process: for small jobs and for debugging.
+    Nothing is started for it; the scheduler's address is a stand-in.
+
+    Raises:
+        ResourceError: No interface is named, or this machine has none of that name.
     """
+    if config.kind == "local":
+        return None
+    from gfm.runtime.jobqueue import script
 
-    kind: Literal["local"] = "local"
-    workers: int | None = pydantic.Field(default=None, ge=1)
-    threads: int = pydantic.Field(default=1, ge=1)
-    memory: str | int = "auto"
-    dashboard: str | None = "127.0.0.1:0"
-    processes: bool = True
-
-    @pydantic.model_validator(mode="before")
-    @classmethod
-    def _kind_alone(cls, data: Any) -> Any:
-        return {"kind": data} if isinstance(data, str) else data
-
-    @pydantic.field_validator("memory")
-    @classmethod
-    def _memory_is_bytes(cls, value: str | int) -> str | int:
-        if value != "auto":
-            try:
-                # Zero would be no limit at all for Dask.
-                sensible = pydantic.TypeAdapter(pydantic.ByteSize).validate_python(value) >= 1 << 20
-            except pydantic.ValidationError:
-                sensible = False
-            if not sensible:
-                raise ValueError("expected a size of at least 1MiB, like 4GiB, or auto")
-        return value
+    return script(config)
 
 
 @contextlib.contextmanager
-def open_client(config: ClusterConfig) -> "Iterator[Client]":
+def open_client(config: ClusterConfig, tell: Callable[[str], None] | None = None) -> "Iterator[Client]":
     """Start a cluster and yield a client of it; both are gone afterwards, whatever happened between.
 
+    A worker that dies is replaced: on this machine by its nanny, with a batch system by a new job. A task on
+    which more than ``allowed_failures`` workers died ends with Dask's ``KilledWorker``.
+
+    Args:
+        config: Where workers run.
+        tell: Is told what is waited for, now and then, until the first batch job has become a worker.
+
     Raises:
-        ResourceError: The workers did not start.
+        ResourceError: No worker started; the text says why, as far as the batch system does.
     """
     import dask
     from distributed import Client
 
     before = dict(os.environ)
-    # The interpreter reads these as it starts, before the nanny could set them inside the worker.
-    spawn_environment = {f"distributed.nanny.pre-spawn-environ.{k}": v for k, v in WORKER_ENVIRONMENT.items()}
     try:
         with (
-            dask.config.set(spawn_environment),
+            dask.config.set(_settings(config)),
             contextlib.ExitStack() as calm,
             contextlib.ExitStack() as stack,
         ):
             try:
-                with _interrupts_ignored():
-                    cluster = stack.enter_context(_KINDS[config.kind](config))
-                client = stack.enter_context(
-                    Client(cluster, set_as_default=False)  # type: ignore[no-untyped-call]
-                )
-            except (OSError, RuntimeError, TimeoutError) as error:
-                raise ResourceError(f"the {config.kind} Dask cluster did not start: {error}") from error
-            try:
+                try:
+                    with _interrupts_ignored():
+                        cluster = stack.enter_context(_start(config))
+                    if config.kind != "local":
+                        from gfm.runtime.keeper import wait_for_worker
+
+                        wait_for_worker(cluster, config.start_timeout, tell)
+                    client = stack.enter_context(
+                        Client(cluster, set_as_default=False)  # type: ignore[no-untyped-call]
+                    )
+                except GfmError:
+                    raise
+                except (OSError, RuntimeError, TimeoutError) as error:
+                    raise ResourceError(f"the {config.kind} Dask cluster did not start: {error}") from error
                 yield client
             finally:
                 # A second Ctrl-C in the middle of closing would make it longer, not shorter.
@@ -107,6 +94,22 @@ def open_client(config: ClusterConfig) -> "Iterator[Client]":
         os.environ.update(before)
         for name in os.environ.keys() - before.keys():
             del os.environ[name]
+
+
+def _settings(config: ClusterConfig) -> dict[str, Any]:
+    """Return what is set in Dask's own configuration while a cluster lives."""
+    # The interpreter reads these as it starts, before the nanny could set them inside the worker.
+    settings: dict[str, Any] = {
+        f"distributed.nanny.pre-spawn-environ.{name}": value for name, value in WORKER_ENVIRONMENT.items()
+    }
+    failures = config.allowed_failures
+    if config.kind != "local":
+        failures = 10 if failures is None else failures
+        # Whether a job is lost is for gfm.runtime.keeper to say, which asks the batch system as well.
+        settings["distributed.deploy.lost-worker-timeout"] = "1000 days"
+    if failures is not None:
+        settings["distributed.scheduler.allowed-failures"] = failures
+    return settings
 
 
 @contextlib.contextmanager
@@ -123,12 +126,22 @@ def _interrupts_ignored() -> Iterator[None]:
             signal.signal(name, handler)
 
 
+def _start(config: ClusterConfig) -> Any:
+    """Return the cluster: a context manager that Client accepts."""
+    if config.kind == "local":
+        return _local(config)
+    from gfm.runtime.jobqueue import start
+
+    return start(config)
+
+
 def _local(config: ClusterConfig) -> Any:
     """Return a cluster of processes (or threads) of this machine."""
     from distributed import LocalCluster
 
-    return LocalCluster(  # type: ignore[no-untyped-call]
-        n_workers=config.workers or len(os.sched_getaffinity(0)),
+    directory = {} if config.local_directory is None else {"local_directory": str(config.local_directory)}
+    cluster = LocalCluster(  # type: ignore[no-untyped-call]
+        n_workers=config.minimum or config.num_workers,
         threads_per_worker=config.threads,
         processes=config.processes,
         memory_limit=config.memory,
@@ -141,8 +154,8 @@ def _local(config: ClusterConfig) -> Any:
         # A failing task reaches the client as its exception; the worker logs it once more, as an error, with
         # all its arguments.
         silence_logs=logging.CRITICAL,
+        **directory,
     )
-
-
-# One entry per kind of cluster: configuration -> a context manager that Client accepts.
-_KINDS: dict[str, Callable[[ClusterConfig], Any]] = {"local": _local}
+    if config.minimum is not None:
+        cluster.adapt(minimum=config.minimum, maximum=config.num_workers)
+    return cluster
