@@ -21,7 +21,7 @@ from gfm.errors import CorruptDataError, DataError
 from ingest.readers.ase_files import container_of, metadata_of, ranges_of, rows_of
 from ingest.readers.ase_rows import Row
 from ingest.readers.base import Block, Part, Published, Reader, find_files, hash_id
-from ingest.readers.records import BlockBuilder, Refused, atomic_numbers, check_structure, hill_formula
+from ingest.readers.records import BlockBuilder, Refused, check_structure, hill_formula
 
 __all__ = ["AseDb"]
 
@@ -159,7 +159,7 @@ class AseDb(Reader):
         forces = row.array(self.forces_key, "forces")
         cell = row.own("cell")
         structure = Structure(
-            numbers=atomic_numbers(numbers),
+            numbers=numbers,
             positions=_scaled(positions, LENGTH_UNITS[self.length_unit]),
             cell=np.zeros((3, 3)) if cell is None else _scaled(cell, LENGTH_UNITS[self.length_unit]),
             pbc=_periodic(row.own("pbc")),
@@ -219,6 +219,8 @@ class AseDb(Reader):
 
 def _scaled(values: NDArray[Any], factor: float) -> NDArray[np.float64]:
     """Return values times a factor; what grows too large is infinite, and refused as such later."""
+    if factor == 1.0:
+        return values
     with np.errstate(over="ignore"):
         scaled: NDArray[np.float64] = values * factor
     return scaled
@@ -239,7 +241,7 @@ def _periodic(pbc: NDArray[np.generic] | None) -> NDArray[np.bool_]:
         return np.zeros(3, dtype=bool)
     if pbc.dtype.kind not in "biu" or pbc.shape not in ((), (3,)):
         raise Refused("bad-pbc", f"{pbc.dtype} of shape {pbc.shape}, expected 3 booleans")
-    return np.broadcast_to(pbc.astype(bool), (3,)).copy()
+    return pbc.astype(bool) if pbc.ndim else np.full(3, bool(pbc))
 
 
 def _whole_number(row: Row, key: str | None, name: str) -> int | None:

@@ -86,17 +86,17 @@ def metadata_of(file: Path, container: Container) -> dict[str, Any]:
         CorruptDataError: The file cannot be opened.
     """
     text: bytes | str | None = None
+    metadata: Any = {}
     try:
         if container == "sqlite":
             with closing(_connect(file)) as connection:
                 found = connection.execute("SELECT value FROM information WHERE name='metadata'").fetchone()
                 text = found[0] if found else None
         elif container == "lmdb":
-            packed = _lmdb_value(file, b"metadata")
-            text = inflate(packed) if packed is not None else None
+            metadata = _lmdb_json(_environment(file), b"metadata")
         elif match := re.search(rb'\n"metadata": (\{.*\}),\n"ids":', _tail(file)):
             text = match[1]
-        metadata = parse_json(text) if text else {}
+        metadata = parse_json(text) if text else metadata
     except (Refused, sqlite3.Error):
         return {}
     return metadata if isinstance(metadata, dict) else {}
@@ -172,8 +172,7 @@ def _sqlite_row(columns: tuple[Any, ...]) -> Row | Refused:
         return refused
 
 
-def _lmdb_value(file: Path, key: bytes) -> bytes | None:
-    environment = _environment(file)
+def _lmdb_value(environment: lmdb.Environment, key: bytes) -> bytes | None:
     try:
         with environment.begin() as transaction:
             value: bytes | None = transaction.get(key)
@@ -182,10 +181,10 @@ def _lmdb_value(file: Path, key: bytes) -> bytes | None:
     return value
 
 
-def _lmdb_json(file: Path, key: bytes) -> Any:
+def _lmdb_json(environment: lmdb.Environment, key: bytes) -> Any:
     """Return a reserved value; None where there is none that can be read."""
     try:
-        packed = _lmdb_value(file, key)
+        packed = _lmdb_value(environment, key)
         return None if packed is None else parse_json(inflate(packed))
     except Refused:
         return None
@@ -194,7 +193,7 @@ def _lmdb_json(file: Path, key: bytes) -> Any:
 def _num_lmdb_ids(file: Path) -> int:
     """Return the highest id, believing b"nextid" only where the number of keys agrees."""
     environment = _environment(file)
-    following, deleted = _lmdb_json(file, b"nextid"), _deleted(file)
+    following, deleted = _lmdb_json(environment, b"nextid"), _deleted(environment)
     try:
         with environment.begin() as transaction:
             entries: int = transaction.stat()["entries"]
@@ -211,9 +210,9 @@ def _num_lmdb_ids(file: Path) -> int:
     return highest
 
 
-def _deleted(file: Path) -> set[int]:
+def _deleted(environment: lmdb.Environment) -> set[int]:
     """Return the ids of rows that the writer removed."""
-    ids = _lmdb_json(file, b"deleted_ids")
+    ids = _lmdb_json(environment, b"deleted_ids")
     if isinstance(ids, dict):  # ASE's encoding of an array
         content = ids.get("__ndarray__")
         ids = content[-1] if isinstance(content, list) and content else None
@@ -221,10 +220,11 @@ def _deleted(file: Path) -> set[int]:
 
 
 def _lmdb_rows(file: Path, start: int, stop: int) -> Iterator[Found]:
-    deleted = _deleted(file)
+    environment = _environment(file)
+    deleted = _deleted(environment)
     for row_id in range(start, stop):
         try:
-            packed = _lmdb_value(file, str(row_id).encode())
+            packed = _lmdb_value(environment, str(row_id).encode())
             if packed is None:
                 if row_id in deleted:
                     continue
