@@ -71,8 +71,13 @@ def cases(folder: Path, scale: float) -> list[Case]:
     ani1x = raw.write_ani1x(folder / "ani1x.h5", rng, structures=60 * thousand)
     few = raw.write_ani1x(folder / "ani1x-few.h5", rng, structures=5 * thousand)
     read = "ase.io.read"
+    rows = list(raw.crystals(rng, 2 * thousand, 31))
+    aselmdb = raw.write_aselmdb(folder / "rows.aselmdb", rows)
+    ase_db = raw.write_ase_db(folder / "rows.db", rows)
     # LMDB refuses to open one path twice in a process.
-    plain1, plain2 = (Path(shutil.copy(file, file.with_suffix(".plain"))) for file in (pyg1, pyg2))
+    plain1, plain2, plain3 = (
+        Path(shutil.copy(file, file.with_suffix(".plain"))) for file in (pyg1, pyg2, aselmdb)
+    )
     return [
         Case("OC20 text (.xz)", "oc20", packed, thousand,
              [(read, partial(plain.oc20_with_ase, packed / "0.extxyz.xz"), thousand)]),
@@ -82,6 +87,10 @@ def cases(folder: Path, scale: float) -> list[Case]:
              [("pickle with PyG", partial(plain.lmdb_with_pyg, plain2), 3 * thousand)]),
         Case("OC22 LMDB (PyG 1 pickles)", "oc22", pyg1, 3 * thousand,
              [("pickle with PyG", partial(plain.lmdb_with_pyg, plain1), 3 * thousand)]),
+        Case("ASE database (.aselmdb)", "ase_db", aselmdb, 2 * thousand,
+             [("ASE rows", partial(plain.aselmdb_rows, plain3), 2 * thousand)]),
+        Case("ASE database (.db)", "ase_db", ase_db, 2 * thousand,
+             [("ase.db", partial(plain.ase_rows, ase_db), 2 * thousand)]),
         Case("MPtrj JSON", "mptrj", mptrj, 3 * thousand,
              [("json, whole file", partial(plain.mptrj_json, mptrj), 3 * thousand),
               ("ijson, by material", partial(plain.mptrj_ijson, mptrj), 3 * thousand)], limit=5_000),

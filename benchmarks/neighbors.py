@@ -1,63 +1,106 @@
-"""Neighbour lists: structures per CPU second on one core, beside vesin and ASE; how cost grows with size."""
+"""Neighbour lists on one core: structures per CPU second beside vesin, matscipy and ASE; large cells; growth.
 
+All return the full periodic list: both atoms of every pair and the lattice shifts.
+"""
+
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import numpy as np
 import vesin
-from ase.build import bulk
+from ase import Atoms
 from ase.neighborlist import neighbor_list
+from matscipy.neighbours import neighbour_list
 from measure import Result, cpu_rates, show
+from raw_files import crystals
 
 from gfm.data.neighbors import neighbor_edges
 from gfm.data.ragged import RaggedBatch
-from gfm.data.structure import Structure
 
 CUTOFF = 5.0
+EXPECTED = 10_000  # small structures per CPU second
+LARGE = (1_000, 2_000, 5_000, 10_000)  # atoms
 
 
-def crystals(count: int, repeat: tuple[int, int, int], seed: int = 0) -> RaggedBatch:
-    """Rattled copper-like cells of the same size with a random lattice constant each."""
-    rng = np.random.default_rng(seed)
-    structures = []
-    for _ in range(count):
-        atoms = bulk("Cu", cubic=True, a=rng.uniform(3.6, 5.0)).repeat(repeat)
-        atoms.positions += rng.normal(scale=0.1, size=atoms.positions.shape)
-        structures.append(Structure.from_atoms(atoms))
-    return RaggedBatch.from_structures(structures)
+def ours(batch: RaggedBatch) -> int:
+    columns = batch.columns
+    edges = neighbor_edges(columns["positions"], columns["cell"], columns["pbc"], batch.offsets, CUTOFF)
+    return len(edges.sources)
 
 
-def main() -> None:
-    """Measure and print."""
-    results = []
-    small = crystals(100, (2, 2, 3))  # 48 atoms
-
-    def ours(batch: RaggedBatch) -> None:
-        columns = batch.columns
-        neighbor_edges(columns["positions"], columns["cell"], columns["pbc"], batch.offsets, CUTOFF)
-
-    peers = [structure.to_atoms() for structure in small]
+def with_vesin(structures: list[Atoms]) -> int:
     calculator = vesin.NeighborList(cutoff=CUTOFF, full_list=True)
+    return sum(len(calculator.compute(atoms.positions, atoms.cell[:], True, "ijS")[0]) for atoms in structures)
 
-    def with_vesin() -> None:
-        for atoms in peers:
-            calculator.compute(atoms.positions, atoms.cell[:], True, "ijS")
 
-    def with_ase() -> None:
-        for atoms in peers[:10]:
-            neighbor_list("ijS", atoms, CUTOFF)
+def with_matscipy(structures: list[Atoms]) -> int:
+    return sum(len(neighbour_list("ijS", atoms, CUTOFF)[0]) for atoms in structures)
 
-    rates = cpu_rates([(lambda: ours(small), len(small)), (with_vesin, len(peers)), (with_ase, 10)])
-    for peer, rate in zip(("vesin", "ase.neighborlist"), rates[1:], strict=True):
-        name = "48-atom crystals, 5 A"
-        results.append(Result(name, rates[0], "structures/CPU s", peer, rate, rates[0] / rate))
 
-    sizes = [crystals(1, (n, n, n)) for n in (6, 8, 11, 14)]  # 864 to 10,976 atoms
-    grown = cpu_rates([(partial(ours, batch), int(batch.offsets[-1])) for batch in sizes], repeats=3)
-    for batch, rate in zip(sizes, grown, strict=True):
-        name = f"one cell of {batch.offsets[-1]:,} atoms"
-        results.append(Result(name, rate, "atoms/CPU s", "864 atoms", grown[0], rate / grown[0]))
-    show(results)
+def with_ase(structures: list[Atoms]) -> int:
+    return sum(len(neighbor_list("ijS", atoms, CUTOFF)[0]) for atoms in structures)
+
+
+PEERS: dict[str, Callable[[list[Atoms]], int]] = {
+    "vesin": with_vesin,
+    "matscipy": with_matscipy,
+    "ase.neighborlist": with_ase,
+}
+
+
+def small() -> list[Result]:
+    """Crystals of 41 atoms in irregular cells."""
+    batch = RaggedBatch.from_structures(list(crystals(np.random.default_rng(0), 200, 41, spread=0)))
+    structures = [structure.to_atoms() for structure in batch]
+    edges = ours(batch)
+    name = f"41-atom crystals, {edges // len(batch):,} edges at 5 A"
+    # ASE is so slow that a tenth of them will do.
+    taken = {peer: structures[:20] if peer == "ase.neighborlist" else structures for peer in PEERS}
+    for peer, run in PEERS.items():
+        _check(peer, run(taken[peer]), ours(batch) if len(taken[peer]) == len(batch) else None)
+    runs: list[tuple[Callable[[], Any], int]] = [(partial(ours, batch), len(batch))]
+    runs += [(partial(run, taken[peer]), len(taken[peer])) for peer, run in PEERS.items()]
+    rate, *others = cpu_rates(runs)
+    unit = "structures/CPU s"
+    return [
+        Result(name, rate, unit, "expected", EXPECTED, rate / EXPECTED),
+        *(
+            Result(name, rate, unit, peer, other, rate / other)
+            for peer, other in zip(PEERS, others, strict=True)
+        ),
+    ]
+
+
+def large() -> list[Result]:
+    """One cell of up to 10,000 atoms: the cost per atom does not grow."""
+    rng = np.random.default_rng(1)
+    results = []
+    first = 0.0
+    for size in LARGE:
+        batch = RaggedBatch.from_structures(list(crystals(rng, 1, size, spread=0)))
+        structures = [structure.to_atoms() for structure in batch]
+        runs: list[tuple[Callable[[], Any], int]] = [(partial(ours, batch), size)]
+        for peer in ("vesin", "matscipy"):
+            _check(peer, PEERS[peer](structures), ours(batch))
+            runs.append((partial(PEERS[peer], structures), size))
+        rate, *others = cpu_rates(runs, repeats=3)
+        first = first or rate
+        compared = {"vesin": others[0], "matscipy": others[1], f"{LARGE[0]:,} atoms": first}
+        name = f"one cell of {size:,} atoms"
+        results += [
+            Result(name, rate, "atoms/CPU s", peer, other, rate / other)
+            for peer, other in compared.items()
+            if size > LARGE[0] or not peer.endswith("atoms")
+        ]
+    return results
+
+
+def _check(peer: str, found: int, expected: int | None) -> None:
+    """Compare numbers of edges: a list that misses some is no peer."""
+    if expected is not None and found != expected:
+        raise RuntimeError(f"{peer} finds {found} edges, ours {expected}")
 
 
 if __name__ == "__main__":
-    main()
+    show([*small(), *large()])

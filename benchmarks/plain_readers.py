@@ -39,7 +39,7 @@ def ase_extxyz(path: Path) -> int:
 def oc20_with_ase(path: Path) -> int:
     """Unpack frames and sidecar, and read the frames with `ase.io.read`.
 
-    It would open the .xz itself, but then seeks in it and unpacks from the beginning for every frame: 33 a second.
+    It would open the .xz itself, but then seeks in it and unpacks it from the beginning for every frame.
     """
     from ase.io import read
 

@@ -9,6 +9,7 @@ import itertools
 import json
 import lzma
 import pickle
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ __all__ = [
     "crystals",
     "slabs",
     "write_ani1x",
+    "write_ase_db",
+    "write_aselmdb",
     "write_lmdb",
     "write_mptrj",
     "write_oc20_text",
@@ -241,6 +244,51 @@ def _pyg2_record(structure: Structure, index: int) -> bytes:
         **{name: torch.from_numpy(array) for name, array in fields.items()},
     )
     return pickle.dumps(data, protocol=4)
+
+
+def write_ase_db(path: Path, structures: Iterable[Structure]) -> Path:
+    """Write an SQLite database with ASE."""
+    from ase.calculators.singlepoint import SinglePointCalculator
+    from ase.db import connect
+
+    with connect(path) as database:
+        for structure in structures:
+            atoms = structure.to_atoms()
+            labels = {"energy": structure.energy, "forces": structure.forces}
+            atoms.calc = SinglePointCalculator(atoms, **labels)
+            database.write(atoms)
+    return path
+
+
+def write_aselmdb(path: Path, structures: Iterable[Structure]) -> Path:
+    """Write an LMDB of rows as OMat24 and OMol25 have it: keys from ``b"1"``, zlib of ASE's JSON."""
+    import lmdb
+    from ase.io.jsonio import encode
+
+    with (
+        lmdb.open(str(path), subdir=False, lock=False, map_size=1 << 36) as environment,
+        environment.begin(write=True) as transaction,
+    ):
+        index = 0
+        for index, structure in enumerate(structures, start=1):
+            row = {
+                "numbers": np.asarray(structure.numbers, dtype=np.int64),
+                "positions": structure.positions,
+                "unique_id": f"{index:032x}",
+                "pbc": structure.pbc,
+                "cell": structure.cell,
+                "calculator": "unknown",
+                "calculator_parameters": {},
+                "energy": structure.energy,
+                "forces": structure.forces,
+                "ctime": 26.9,
+                "mtime": 26.9,
+                "user": None,
+                "data": {"sid": f"agm{index // 4:09d}"},
+            }
+            transaction.put(str(index).encode(), zlib.compress(encode(row).encode()))
+        transaction.put(b"nextid", zlib.compress(str(index + 1).encode()))
+    return path
 
 
 def write_ani1x(path: Path, rng: np.random.Generator, *, structures: int, conformers: int = 1000) -> Path:

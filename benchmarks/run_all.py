@@ -9,7 +9,16 @@ from pathlib import Path
 from measure import machine
 
 HERE = Path(__file__).parent
-NOT_BENCHMARKS = {"measure.py", "run_all.py"}
+# Shared parts, and what takes hours or tens of gigabytes.
+NOT_BENCHMARKS = {
+    "ingest_scale.py",
+    "measure.py",
+    "plain_readers.py",
+    "raw_files.py",
+    "run_all.py",
+    "speedup.py",
+    "watch.py",
+}
 
 
 def main() -> None:
