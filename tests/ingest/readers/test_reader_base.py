@@ -17,7 +17,7 @@ from ingest.readers import READERS
 from ingest.readers.base import BLOCK_STRUCTURES, Part, find_files, hash_id
 from ingest.readers.records import BlockBuilder, Refused, check_structure, hill_formula
 
-ALL = ["ani1x", "extxyz", "mptrj", "oc20", "oc22", "qm7x"]
+ALL = ["ani1x", "ase_db", "extxyz", "mptrj", "oc20", "oc22", "qm7x"]
 
 
 def _water(**changes: Any) -> Structure:
@@ -46,7 +46,7 @@ def test_every_reader_says_what_it_delivers(name: str) -> None:
     assert about.theory
     assert about.licence
     assert about.energy_kind.startswith("total")
-    if name != "extxyz":
+    if name not in ("ase_db", "extxyz"):
         assert about.doi.startswith("10.")
 
 
@@ -70,6 +70,7 @@ def test_a_missing_path_is_named(name: str, tmp_path: Path) -> None:
     [
         ("ani1x", "synthetic-ani1x"), ("qm7x", "synthetic-qm7x"), ("oc20", "synthetic-oc20/lmdb_pyg1"),
         ("oc22", "synthetic-oc22"), ("mptrj", "synthetic-mptrj"), ("extxyz", "botnet-3bpa-acac"),
+        ("ase_db", "derived-aselmdb"),
     ],
 )  # fmt: skip
 def test_the_cut_into_parts_changes_nothing(
