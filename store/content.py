@@ -41,8 +41,9 @@ def content_hash(batch: RaggedBatch, dataset_names: Sequence[str]) -> str:
     for index in np.unique(datasets):
         for mask in np.unique(batch.present[datasets == index]):
             rows = np.flatnonzero((datasets == index) & (batch.present == mask))
+            chosen = batch if len(rows) == len(batch) else batch.take(rows)
             schema = schema_of(name for name in OPTIONAL if mask & presence_bit(name))
-            total += _sum(batch.take(rows), schema, dataset_names[index])
+            total += _sum(chosen, schema, dataset_names[index])
     return f"{total % _MODULUS:032x}"
 
 
@@ -54,7 +55,7 @@ def combine(hashes: Iterable[str]) -> str:
 def _sum(batch: RaggedBatch, schema: tuple[str, ...], dataset_name: str) -> int:
     """Add the hashes of structures that share a dataset and have the same fields."""
     seed = xxhash.xxh3_64_intdigest("\0".join([dataset_name, *schema]).encode())
-    batch.columns["dataset"] = np.zeros(len(batch), dtype=np.uint8)
-    records, starts = batch.pack(schema)
+    columns = {**batch.columns, "dataset": np.zeros(len(batch), dtype=np.uint8)}
+    records, starts = RaggedBatch(columns, batch.offsets, batch.present).pack(schema)
     view, bounds = records.data, starts.tolist()
     return sum(xxhash.xxh3_128_intdigest(view[first:last], seed=seed) for first, last in pairwise(bounds))

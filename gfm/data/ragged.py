@@ -14,7 +14,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from gfm.data.fields import FIELDS, OPTIONAL, absent_value, presence_bit, schema_of
+from gfm.data.fields import FIELDS, OPTIONAL, Field, absent_value, presence_bit, schema_of
 from gfm.data.structure import Structure
 from gfm.errors import DataError
 
@@ -195,35 +195,29 @@ class RaggedBatch:
         Raises:
             DataError: An array does not fit its structure's number of atoms.
         """
-        for structure in structures:
-            structure.check_shapes()
+        counts = [len(structure) for structure in structures]
         offsets = np.zeros(len(structures) + 1, dtype=np.int64)
-        np.cumsum([len(structure) for structure in structures], out=offsets[1:])
+        np.cumsum(counts, out=offsets[1:])
         present = np.zeros(len(structures), dtype=np.uint32)
         columns: dict[str, NDArray[Any]] = {}
         for name, field in FIELDS.items():
             values = [getattr(structure, name) for structure in structures]
             if field.optional:
-                mask = np.array([value is not None for value in values], dtype=bool)
-                if not mask.any():
+                absent = [row for row, value in enumerate(values) if value is None]
+                if len(absent) == len(values):
                     continue
-                present[mask] |= np.uint32(presence_bit(name))
-                values = [
-                    np.full(
-                        (len(structure), *field.shape) if field.per == "atom" else field.shape,
-                        absent_value(field),
-                    )
-                    if value is None
-                    else value
-                    for structure, value in zip(structures, values, strict=True)
-                ]
-            if field.per == "atom":
-                parts = [np.asarray(value, dtype=field.dtype) for value in values]
-                columns[name] = (
-                    np.concatenate(parts) if parts else np.empty((0, *field.shape), dtype=field.dtype)
-                )
-            else:
-                columns[name] = np.array(values, dtype=field.dtype).reshape(len(structures), *field.shape)
+                mask = np.full(len(values), presence_bit(name), dtype=np.uint32)
+                mask[absent] = 0
+                present |= mask
+                for row in absent:
+                    shape = (counts[row], *field.shape) if field.per == "atom" else field.shape
+                    values[row] = np.full(shape, absent_value(field))
+            try:
+                columns[name] = _joined(values, field, counts)
+            except (TypeError, ValueError):
+                for structure in structures:
+                    structure.check_shapes()
+                raise
         return cls(columns, offsets, present)
 
     @classmethod
@@ -307,6 +301,27 @@ class RaggedBatch:
             if FIELDS[name].per == "structure":
                 columns[name] = np.ascontiguousarray(header[name])
         return cls(columns, offsets, np.ascontiguousarray(header["present"]))
+
+
+def _joined(values: list[Any], field: Field, counts: list[int]) -> NDArray[Any]:
+    """Return the column of a field, in its dtype, from its values of structures with these numbers of atoms.
+
+    Raises:
+        ValueError: A value has another shape than its structure asks for.
+    """
+    dtype = np.dtype(field.dtype)
+    if field.per == "structure" and not field.shape:
+        return np.array(values, dtype=dtype).reshape(len(values))
+    if field.per == "atom":
+        lengths, shape = counts, (sum(counts), *field.shape)
+    else:
+        lengths, shape = [field.shape[0]] * len(values), (len(values) * field.shape[0], *field.shape[1:])
+    if not values:
+        return np.empty((0, *field.shape), dtype=dtype)
+    column: NDArray[Any] = np.concatenate(values, dtype=dtype, casting="unsafe")
+    if column.shape != shape or [len(value) for value in values] != lengths:
+        raise ValueError(f"{field.name}: shapes that do not fit the numbers of atoms")
+    return column if field.per == "atom" else column.reshape(len(values), *field.shape)
 
 
 def _as_bytes(array: NDArray[Any]) -> NDArray[np.uint8]:

@@ -7,11 +7,13 @@ Where orjson refuses a material (NaN, damage), its frames are parsed one by one,
 Source: Deng et al., doi:10.1038/s42256-023-00716-3; file doi:10.6084/m9.figshare.23713842.
 """
 
+import gc
 import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BufferedIOBase
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -22,7 +24,7 @@ from gfm.data.structure import Structure
 from gfm.data.units import KBAR
 from gfm.errors import CorruptDataError, DataError
 from ingest.readers.base import Block, Part, Published, Reader, find_files, hash_id
-from ingest.readers.records import ATOMIC_NUMBERS, BlockBuilder, Refused, check_structure
+from ingest.readers.records import ATOMIC_NUMBERS, BlockBuilder, Refused
 from ingest.readers.text import STREAM_ERRORS, is_packed, open_text
 
 __all__ = ["MPtrj"]
@@ -30,6 +32,9 @@ __all__ = ["MPtrj"]
 _MATERIAL = re.compile(rb'"((?:mp|mvc)-\d+)"\s*:\s*\{')
 _FRAME = re.compile(r'\s*,?\s*"([^"\\]{1,100})"\s*:\s*(?=\{)')
 _NEXT_FRAME = re.compile(r'"((?:mp|mvc)-\d+(?:-\d+)+)"\s*:\s*\{\s*"')
+_SPECIES = itemgetter("species")
+_PERIODIC = np.ones(3, dtype=bool)
+_PERIODIC.flags.writeable = False
 _CHUNK = 4 << 20
 _ID_BYTES = 128  # a material id and its colon are shorter
 _MAX_MATERIAL = 1 << 30
@@ -122,21 +127,36 @@ class MPtrj(Reader):
                 stream.seek(part.start)
             stop = None if part.extra["packed"] else part.stop
             for material in _materials(stream, part.start, stop):
-                for frame_id, frame in _frames(material):
-                    source = f"{part.path}:/{material.id}/{frame_id}"
-                    try:
-                        if isinstance(frame, Refused):
-                            raise frame
-                        builder.add(self._structure(material.id, frame_id, frame), source)
-                    except Refused as refused:
-                        builder.refuse(source, refused)
-                    if builder.full:
-                        yield builder.take()
+                frames = _frames(material)
+                while self._fill(builder, part.path, material.id, frames):
+                    yield builder.take()
         if builder:
             yield builder.take()
 
+    def _fill(self, builder: BlockBuilder, path: str, material: str, frames: Iterator[tuple[str, Any]]) -> bool:
+        """Gather frames of a material until there are no more, or (True) until a block is full."""
+        # The parser makes thousands of lists, none of them garbage: looking for cycles in them is lost time.
+        collecting = gc.isenabled()
+        gc.disable()
+        try:
+            for frame_id, frame in frames:
+                source = f"{path}:/{material}/{frame_id}"
+                try:
+                    if isinstance(frame, Refused):
+                        raise frame
+                    structure = self._structure(material, frame_id, frame)
+                    builder.offer(structure, source, forces=self.require_forces)
+                except Refused as refused:
+                    builder.refuse(source, refused)
+                if builder.full:
+                    return True
+        finally:
+            if collecting:
+                gc.enable()
+        return False
+
     def _structure(self, material: str, frame_id: str, frame: Any) -> Structure:
-        """Return the structure of one frame.
+        """Return the structure of one frame; its numbers are still to be checked.
 
         Raises:
             Refused: It cannot be a labelled structure.
@@ -147,24 +167,21 @@ class MPtrj(Reader):
             structure = frame["structure"]
             matrix = structure["lattice"]["matrix"]
             sites = structure["sites"]
-            numbers = [_atomic_number(site["species"]) for site in sites]
+            numbers = _atomic_numbers(sites)
             positions = [site["xyz"] for site in sites]
         except (AttributeError, KeyError, IndexError, TypeError) as error:
             raise Refused("bad-structure", f"{type(error).__name__}: {error}") from None
         forces, stress = frame.get("force"), frame.get("stress")
-        return check_structure(
-            Structure(
-                numbers=np.array(numbers, dtype=np.int64),
-                positions=_numbers("positions", positions),
-                cell=_numbers("cell", matrix),
-                pbc=np.ones(3, dtype=bool),
-                energy=frame.get(self.label),
-                forces=None if forces is None else _numbers("forces", forces),
-                stress=None if stress is None else _numbers("stress", stress) * -KBAR,
-                group=hash_id(f"mp:{material}"),
-                key=hash_id(f"mptrj:{material}/{frame_id}"),
-            ),
-            forces=self.require_forces,
+        return Structure(
+            numbers=np.array(numbers, dtype=np.uint8),
+            positions=_numbers("positions", positions),
+            cell=_numbers("cell", matrix),
+            pbc=_PERIODIC,
+            energy=frame.get(self.label),
+            forces=None if forces is None else _numbers("forces", forces),
+            stress=None if stress is None else _numbers("stress", stress) * -KBAR,
+            group=hash_id(f"mp:{material}"),
+            key=hash_id(f"mptrj:{material}/{frame_id}"),
         )
 
 
@@ -178,6 +195,20 @@ def _numbers(name: str, values: Any) -> np.ndarray[Any, np.dtype[np.float64]]:
         return np.array(values, dtype=np.float64)
     except (TypeError, ValueError, OverflowError) as error:
         raise Refused(f"bad-{name}", error) from None
+
+
+def _atomic_numbers(sites: Any) -> list[int]:
+    """Return the atomic numbers of the sites.
+
+    Raises:
+        Refused: A site is shared by several elements, occupied in part, or held by no element.
+    """
+    try:
+        numbers = [ATOMIC_NUMBERS[kind["element"]] for (kind,) in map(_SPECIES, sites) if kind["occu"] == 1]
+        usual = len(numbers) == len(sites)
+    except (KeyError, TypeError, ValueError):
+        usual = False
+    return numbers if usual else [_atomic_number(site["species"]) for site in sites]
 
 
 def _atomic_number(species: Any) -> int:

@@ -1,7 +1,8 @@
 """One record: what makes it a labelled structure, and how accepted and refused ones are gathered."""
 
 from collections.abc import Sequence
-from typing import Any
+from operator import itemgetter
+from typing import Any, NamedTuple
 
 import numpy as np
 from ase.data import chemical_symbols
@@ -11,6 +12,7 @@ from gfm.data.ragged import RaggedBatch
 from gfm.data.structure import Structure
 from gfm.errors import DataError
 from ingest.readers.base import BLOCK_STRUCTURES, Block, Reject
+from ingest.readers.suspects import suspects, wrong_numbers
 
 __all__ = [
     "ATOMIC_NUMBERS",
@@ -39,31 +41,52 @@ class Refused(DataError):
         self.value = str(value)[:300]
 
 
+class _Offer(NamedTuple):
+    """A structure that waits for its block: where it stands among all records, and what it must have."""
+
+    structure: Structure
+    source: str
+    place: int
+    energy: bool
+    forces: bool
+
+
 class BlockBuilder:
-    """Gathers structures and rejects; hands out a block whenever enough have come together."""
+    """Gathers structures and rejects, in order; hands out a block whenever enough have come together."""
 
     def __init__(self) -> None:
         self._batches: list[RaggedBatch] = []
-        self._structures: list[Structure] = []
+        self._offers: list[_Offer] = []
         self._sources: list[str] = []
-        self._rejects: list[Reject] = []
+        self._rejects: list[tuple[int, Reject]] = []
+        self._places = 0
 
     def add(self, structure: Structure, source: str) -> None:
         """Add one structure that `check_structure` let pass."""
-        self._structures.append(structure)
-        self._sources.append(source)
+        self.offer(structure, source, energy=False, forces=False)
+
+    def offer(self, structure: Structure, source: str, *, energy: bool = True, forces: bool = True) -> None:
+        """Add one structure, or its reject: what `check_structure` does, done for a whole block at once.
+
+        Args:
+            structure: The candidate, in eV and angstrom; it is kept, and may be changed.
+            source: Where it is from.
+            energy: Whether it must have an energy.
+            forces: Whether it must have forces.
+        """
+        self._places += 1
+        self._offers.append(_Offer(structure, source, self._places, energy, forces))
 
     def add_batch(self, batch: RaggedBatch, sources: list[str]) -> None:
         """Add structures that were checked together."""
-        if self._structures:
-            self._batches.append(RaggedBatch.from_structures(self._structures))
-            self._structures = []
+        self._settle()
         self._batches.append(batch)
         self._sources += sources
 
     def reject(self, source: str, reason: str, value: object = "") -> None:
         """Write one refused record down."""
-        self._rejects.append(Reject(source, reason, str(value)[:300]))
+        self._places += 1
+        self._rejects.append((self._places, Reject(source, reason, str(value)[:300])))
 
     def refuse(self, source: str, refused: Refused) -> None:
         """Write down the record that a `Refused` speaks of."""
@@ -72,19 +95,47 @@ class BlockBuilder:
     @property
     def full(self) -> bool:
         """Whether a block's worth has come together."""
-        return len(self._sources) >= BLOCK_STRUCTURES or len(self._rejects) >= BLOCK_STRUCTURES
+        structures = len(self._sources) + len(self._offers)
+        return structures >= BLOCK_STRUCTURES or len(self._rejects) >= BLOCK_STRUCTURES
 
     def __bool__(self) -> bool:
         """Whether there is anything to hand out."""
-        return bool(self._sources or self._rejects)
+        return bool(self._sources or self._offers or self._rejects)
 
     def take(self) -> Block:
         """Hand out what has come together, and begin anew."""
-        batches = [*self._batches, RaggedBatch.from_structures(self._structures)]
-        batch = RaggedBatch.concatenate([batch for batch in batches if len(batch)] or batches[-1:])
-        block = Block(batch, self._sources, self._rejects)
-        self._batches, self._structures, self._sources, self._rejects = [], [], [], []
+        self._settle()
+        self._rejects.sort(key=itemgetter(0))  # what was offered is refused later than it came
+        batch = self._batches[0] if len(self._batches) == 1 else RaggedBatch.concatenate(self._batches)
+        block = Block(batch, self._sources, [reject for _, reject in self._rejects])
+        self._batches, self._offers, self._sources, self._rejects = [], [], [], []
         return block
+
+    def _settle(self) -> None:
+        """Make a batch of what was offered and is sound; the rest becomes rejects."""
+        if not self._offers:
+            return
+        batch, rows = suspects([offer.structure for offer in self._offers])
+        unlabelled = [
+            row
+            for row, (structure, _, _, energy, forces) in enumerate(self._offers)
+            if (energy and structure.energy is None) or (forces and structure.forces is None)
+        ]
+        refused = set()
+        for row in sorted({*rows, *unlabelled}):
+            structure, source, place, energy, forces = self._offers[row]
+            try:
+                check_structure(structure, energy=energy, forces=forces)
+            except Refused as error:
+                self._rejects.append((place, Reject(source, error.reason, error.value)))
+                refused.add(row)
+        kept = [offer for row, offer in enumerate(self._offers) if row not in refused]
+        if batch is None or refused:
+            batch = RaggedBatch.from_structures([offer.structure for offer in kept])
+        if kept:
+            self._batches.append(batch)
+        self._sources += [offer.source for offer in kept]
+        self._offers = []
 
 
 def hill_formula(numbers: NDArray[np.integer] | Sequence[int]) -> str:
@@ -159,9 +210,7 @@ def atomic_numbers(values: NDArray[Any]) -> NDArray[np.uint8]:
     values = np.asarray(values)
     if values.dtype.kind not in "iuf":
         raise Refused("bad-atomic-number", f"dtype {values.dtype}")
-    wrong = ~((values >= 1) & (values <= MAX_Z))
-    if values.dtype.kind == "f":
-        wrong |= values != np.trunc(values)
+    wrong = wrong_numbers(values)
     if wrong.any():
         raise Refused("bad-atomic-number", f"{values[wrong][0]} of atom {int(np.flatnonzero(wrong)[0])}")
     return values.astype(np.uint8)
