@@ -2,8 +2,9 @@
 
 The inputs are generated in the published layouts (`raw_files.py`) in a temporary directory. Reading is measured
 from the first byte to checked structures with ids; the plain ways (`plain_readers.py`) end with bare arrays.
-End to end is `ingest.part.run_part`: read, normalise, count edges, write a shard with checksums. ``--quick``
-takes a fifth of the structures.
+One part is `ingest.part.run_part`: read, normalise, count edges, write a shard with checksums. A whole build is
+`ingest.build.build` on a Dask cluster inside this process, plan to manifest, so all of its CPU time is counted.
+``--quick`` takes a fifth of the structures.
 """
 
 import shutil
@@ -66,9 +67,10 @@ def cases(folder: Path, scale: float) -> list[Case]:
     third = raw.write_oc20_text(folder / "third", slabs[:thousand], per_file=thousand, packed=False)
     pyg1 = raw.write_lmdb(folder / "oc22.lmdb", raw.slabs(rng, 3 * thousand, 80), pyg=1)
     pyg2 = raw.write_lmdb(folder / "oc20.lmdb", slabs, pyg=2)
-    mptrj = raw.write_mptrj(folder / "mptrj.json", raw.crystals(rng, 3 * thousand, 31))
+    mptrj = raw.write_mptrj(folder / "mptrj.json", raw.crystals(rng, 8 * thousand, 31))
+    frames = raw.write_mptrj(folder / "mptrj-few.json", raw.crystals(rng, 2 * thousand, 31))
     qm7x = raw.write_qm7x(folder / "qm7x.hdf5", rng, structures=2 * thousand)
-    ani1x = raw.write_ani1x(folder / "ani1x.h5", rng, structures=60 * thousand)
+    ani1x = raw.write_ani1x(folder / "ani1x.h5", rng, structures=100 * thousand)
     few = raw.write_ani1x(folder / "ani1x-few.h5", rng, structures=5 * thousand)
     read = "ase.io.read"
     rows = list(raw.crystals(rng, 2 * thousand, 31))
@@ -91,14 +93,14 @@ def cases(folder: Path, scale: float) -> list[Case]:
              [("ASE rows", partial(plain.aselmdb_rows, plain3), 2 * thousand)]),
         Case("ASE database (.db)", "ase_db", ase_db, 2 * thousand,
              [("ase.db", partial(plain.ase_rows, ase_db), 2 * thousand)]),
-        Case("MPtrj JSON", "mptrj", mptrj, 3 * thousand,
-             [("json, whole file", partial(plain.mptrj_json, mptrj), 3 * thousand),
-              ("ijson, by material", partial(plain.mptrj_ijson, mptrj), 3 * thousand)], limit=5_000),
+        Case("MPtrj JSON", "mptrj", mptrj, 8 * thousand,
+             [("json, whole file", partial(plain.mptrj_json, frames), 2 * thousand),
+              ("ijson, by material", partial(plain.mptrj_ijson, frames), 2 * thousand)], limit=5_000),
         Case("QM7-X HDF5", "qm7x", qm7x, 2 * thousand,
              [("h5py, by frame", partial(plain.qm7x_by_frame, qm7x), 2 * thousand)], {"duplicates": None}),
-        Case("ANI-1x HDF5", "ani1x", ani1x, 60 * thousand,
+        Case("ANI-1x HDF5", "ani1x", ani1x, 100 * thousand,
              [("h5py, by conformer", partial(plain.ani1x_by_conformer, few), 5 * thousand),
-              ("h5py, by formula", partial(plain.ani1x_by_formula, ani1x), 60 * thousand)], limit=20_000),
+              ("h5py, by formula", partial(plain.ani1x_by_formula, ani1x), 100 * thousand)], limit=20_000),
     ]  # fmt: skip
 
 
@@ -120,27 +122,34 @@ def readers(case: Case) -> list[Result]:
     ]
 
 
-def end_to_end(case: Case, folder: Path, reading: float) -> list[Result]:
-    """Measure whole parts, and the bytes they leave on the disk."""
-    output = folder / "output"
-    plan = make_plan(_recipe(case, output, _WHOLE))
-    tasks = [task_of(plan, planned) for planned in plan.parts]
-    accepted = 0
+def end_to_end(case: Case, folder: Path, client: Any, reading: float) -> list[Result]:
+    """Measure whole parts and whole builds, and the bytes that are left on the disk."""
+    recipe = _recipe(case, folder / "output", _WHOLE)
+    plan = make_plan(recipe)
+    written, accepted = 0, 0
 
-    def run() -> None:
-        nonlocal accepted
-        accepted = sum(run_part(task)["structures"] for task in tasks)
+    def part() -> None:
+        for planned in plan.parts:
+            run_part(task_of(plan, planned))
+        shutil.rmtree(recipe.output)
 
-    (rate,) = cpu_rates([(run, case.structures)], repeats=3)
+    def whole() -> None:
+        nonlocal written, accepted
+        accepted = build(recipe, client=client).structures
+        written = sum(file.stat().st_size for file in recipe.output.rglob("*") if file.is_file())
+        shutil.rmtree(recipe.output)
+
+    rates = cpu_rates([(part, case.structures), (whole, case.structures)], repeats=3)
     if accepted < 0.99 * case.structures:
         raise RuntimeError(f"{case.name}: {accepted} structures accepted of {case.structures}")
-    written = sum(file.stat().st_size for file in (output / "shards").rglob("*") if file.is_file())
     before = sum(planned.part.nbytes for planned in plan.parts) / case.structures
-    shutil.rmtree(output)
     peer, bar = ("limit", case.limit) if case.limit else ("reading alone", reading)
     each = written / accepted
     return [
-        Result(f"{case.name}: end to end", rate, _RATE, peer, bar, rate / bar),
+        *(
+            Result(f"{case.name}: {name}", rate, _RATE, peer, bar, rate / bar)
+            for name, rate in zip(("one part", "whole build"), rates, strict=True)
+        ),
         Result(f"{case.name}: on disk", each, "bytes/structure", "raw file", before, before / each),
     ]
 
@@ -183,12 +192,13 @@ def main() -> None:
     """Measure and print."""
     scale = 0.2 if "--quick" in sys.argv[1:] else 1.0
     results: list[Result] = []
-    with tempfile.TemporaryDirectory(prefix="gfm-benchmark-") as name:
+    here = ClusterConfig(workers=1, processes=False, dashboard=None)
+    with tempfile.TemporaryDirectory(prefix="gfm-benchmark-") as name, open_client(here) as client:
         folder = Path(name)
         for case in cases(folder, scale):
             print(f"{case.name} ...", file=sys.stderr, flush=True)
             found = readers(case)
-            results += found + end_to_end(case, folder, found[0].value)
+            results += found + end_to_end(case, folder, client, found[0].value)
         results += on_two_workers(folder, round(16_000 * scale))
     show(results)
 
