@@ -1,8 +1,8 @@
 """QM7-X: eight HDF5 files; a group per molecule, in it a group per frame, in it a tiny array per property.
 
-Reading is bound by the number of HDF5 objects that are opened, so arrays are opened by path with h5py's low
-level interface (a third of the time of the high level one). The archives (``1000.xz``, ...) are unpacked
-beforehand: HDF5 needs random access.
+Reading is bound by the number of HDF5 objects that are opened, so none is: `Hdf5Arrays` reads the arrays by
+their place in the file. The archives (``1000.xz``, ...) are unpacked beforehand, since HDF5 needs random
+access; what is read of them is called by the archive's name.
 
 Source: Hoja et al., doi:10.1038/s41597-021-00812-2; files doi:10.5281/zenodo.4288677.
 """
@@ -10,30 +10,36 @@ Source: Hoja et al., doi:10.1038/s41597-021-00812-2; files doi:10.5281/zenodo.42
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
+import pydantic
 from numpy.typing import NDArray
 
-from gfm.data.structure import Structure
-from gfm.errors import CorruptDataError, DataError, MissingDataError
+from gfm.errors import ConfigError, CorruptDataError, DataError, MissingDataError
 from ingest.readers.base import HDF5_ERRORS, Block, Part, Published, Reader, find_files, hash_id, open_hdf5
-from ingest.readers.records import BlockBuilder, Refused, check_structure
+from ingest.readers.conformers import Conformers, Gatherer
+from ingest.readers.hdf5_arrays import HARD, Hdf5Arrays
+from ingest.readers.records import BlockBuilder, Refused
+from ingest.readers.unpacking import is_packed, is_tar, unpack_hdf5
 
 if TYPE_CHECKING:
-    import h5py
+    from h5py import h5g
 
 __all__ = ["Qm7x"]
 
 # Energy and forces of one pair belong together; the energy of one with the forces of the other is an error.
 _PAIRS = {"PBE0+MBD": ("ePBE0+MBD", "totFOR"), "PBE0": ("ePBE0", "pbe0FOR")}
 _DUPLICATES = "DupMols.dat"
+# The last as ``xz -d 1000.xz`` leaves it.
+_SUFFIXES = (".hdf5", ".h5", ".xz", ".tar", *(f"{thousand}000" for thousand in range(1, 9)))
+_NEUTRAL, _SINGLET = np.zeros(1, dtype=np.int8), np.ones(1, dtype=np.int8)
 
 _log = logging.getLogger(__name__)
 
 
 class Qm7x(Reader):
-    """Reads ``1000.hdf5`` ... ``8000.hdf5``.
+    """Reads ``1000.hdf5`` ... ``8000.hdf5``, or ``1000.xz`` ... ``8000.xz`` once they are unpacked.
 
     Attributes:
         level_of_theory: Which pair of energy and forces is read.
@@ -57,39 +63,92 @@ class Qm7x(Reader):
     level_of_theory: Literal["PBE0+MBD", "PBE0"] = "PBE0+MBD"
     duplicates: str | None = _DUPLICATES
     require_forces: bool = True
+    _scratch: Path | None = pydantic.PrivateAttr(default=None)
 
     def about(self) -> Published:
         """Return what the manifest says of the published data."""
         return Published(f"{self.level_of_theory}/tight", "CC-BY-4.0", "10.5281/zenodo.4288677")
+
+    def packed(self, path: str) -> list[Path]:
+        """Return the archives at a path, those left out beside which the unpacked file lies."""
+        return [file for file in self._files(path) if is_packed(file)]
+
+    def unpacking_to(self, scratch: Path) -> Self:
+        """Return the reader that unpacks into a folder and finds unpacked files there."""
+        reader = self.model_copy()
+        reader._scratch = scratch
+        return reader
+
+    def unpack(self, file: Path) -> None:
+        """Unpack one archive into the folder, whole or not at all; nothing to do where it is there already.
+
+        Raises:
+            ConfigError: There is no folder: the reader is not one that `unpacking_to` returned.
+            CorruptDataError: It is damaged or cut short.
+            DataError: There is no HDF5 file in it, or more than one.
+            ResourceError: The disk is full.
+        """
+        target = self._unpacked(file)
+        if target is None:
+            raise ConfigError(f"{file}: no folder to unpack it into (Reader.unpacking_to)")
+        if not target.exists():
+            unpack_hdf5(file, target)
+
+    def _unpacked(self, file: Path) -> Path | None:
+        """Return where an archive's unpacked file lies: one of another place or size is another one."""
+        if self._scratch is None:
+            return None
+        place = hash_id(f"{file.absolute()} {file.stat().st_size}")
+        return self._scratch / f"{file.name.partition('.')[0]}-{place:016x}.hdf5"
+
+    def _files(self, path: str) -> list[Path]:
+        """Return the files at a path: of an archive and its unpacked file in one folder, the latter."""
+        files = find_files(path, _SUFFIXES, "QM7-X files")
+        names = {file: file.with_name(file.name.partition(".")[0]) for file in files}
+        packed = {file for file in files if is_packed(file)}
+        plain = {names[file] for file in files if file not in packed}
+        return [file for file in files if file not in packed or names[file] not in plain]
 
     def plan(self, path: str, part_bytes: int) -> list[Part]:
         """Cut each file into stretches of frames, molecules in natural order.
 
         Raises:
             MissingDataError: There is no file, or the list of duplicates that was named is not there.
-            DataError: A file is still packed, or holds no molecules.
+            DataError: A file is not unpacked yet, or holds no molecules.
         """
-        files = find_files(path, (".hdf5", ".h5", ".xz"), "QM7-X files")
+        files = self._files(path)
         for folder in sorted({file.parent for file in files}):
             if self.duplicates is not None and not self._duplicates(folder):
                 _log.warning("%s: no list of duplicates (%s), so all are kept", folder, self.duplicates)
         return [part for file in files for part in self._plan_file(file, part_bytes)]
 
-    def _plan_file(self, file: Path, part_bytes: int) -> list[Part]:
+    def _plan_file(self, published: Path, part_bytes: int) -> list[Part]:
         import h5py
 
-        _check_unpacked(file)
+        file = published
+        if is_packed(published):
+            unpacked = self._unpacked(published)
+            if unpacked is None or not unpacked.exists():
+                raise DataError(
+                    f"{published}: still packed; HDF5 needs random access. `gfm ingest run` unpacks it first; "
+                    f"by hand: {'tar -xf' if is_tar(published) else 'xz -dk'} {published.name}"
+                )
+            file = unpacked
         counts: list[tuple[str, int]] = []
+        refused: list[list[str]] = []
         try:
             with h5py.File(file, "r") as h5:
-                names = sorted(h5, key=lambda name: (len(name), name))
-                groups = ((name, h5[name]) for name in names)
-                counts += [(name, len(group)) for name, group in groups if isinstance(group, h5py.Group)]
+                arrays = Hdf5Arrays(h5)
+                for child in sorted(arrays.children(h5.id), key=lambda child: (len(child.name), child.name)):
+                    if child.link != HARD:
+                        refused.append([child.name, "link", "a molecule that lies elsewhere"])
+                    elif not arrays.is_array(h5.id, child):
+                        counts.append((child.name, arrays.group(child.name).get_num_objs()))
         except HDF5_ERRORS as error:
             return [self.unreadable(file, f"not readable as HDF5 ({error}); expected a QM7-X file")]
         num_frames = sum(count for _, count in counts)
         if not num_frames:
-            raise DataError(f"{file}: no frame in any group; expected groups <molecule>/<frame> (QM7-X)")
+            raise DataError(f"{published}: no frame in any group; expected groups <molecule>/<frame> (QM7-X)")
         size = file.stat().st_size
         step = max(1, part_bytes * num_frames // size)
         parts: list[Part] = []
@@ -102,9 +161,11 @@ class Qm7x(Reader):
                 molecules.append([name, first, stop])
                 frames, first = frames + stop - first, stop
                 if frames == step or start + frames == num_frames:
-                    label = f"{file.name} frames {start}..{start + frames}"
+                    label = f"{published.name} frames {start}..{start + frames}"
                     share = size * frames // num_frames
-                    extra = {"molecules": molecules}
+                    extra = {"molecules": molecules, "published": str(published)}
+                    if refused:
+                        extra["refused"], refused = refused, []
                     parts.append(Part(self.NAME, str(file), start, start + frames, share, label, extra))
                     molecules, start, frames = [], start + frames, 0
         return parts
@@ -115,57 +176,74 @@ class Qm7x(Reader):
         Raises:
             CorruptDataError: The file cannot be opened.
         """
-        duplicates = self._duplicates(Path(part.path).parent)
+        published = part.extra.get("published", part.path)
+        duplicates = self._duplicates(Path(published).parent)
         builder = BlockBuilder()
+        gatherer = Gatherer(builder, require_forces=self.require_forces)
+        for name, reason, value in part.extra.get("refused", ()):
+            builder.reject(f"{published}:/{name}", reason, value)
         with open_hdf5(part.path) as h5:
+            arrays = Hdf5Arrays(h5)
             for molecule, first, stop in part.extra["molecules"]:
                 try:
-                    frames = list(h5[molecule])[first:stop]
-                except HDF5_ERRORS as error:
+                    group = arrays.group(molecule)
+                    frames = arrays.children(group)[first:stop]
+                except Refused as error:
                     raise CorruptDataError(
                         f"{part.path}: molecule {molecule!r} not readable: {error}"
                     ) from error
-                for frame in frames:
-                    source = f"{part.path}:/{molecule}/{frame}"
+                parent = hash_id(f"qm7x:{molecule}")
+                for child in frames:
+                    frame = child.name
+                    source = f"{published}:/{molecule}/{frame}"
                     try:
-                        builder.add(self._structure(h5, molecule, frame, duplicates), source)
+                        if child.link != HARD:
+                            raise Refused("link", "a frame that lies elsewhere")
+                        if duplicates and frame.rpartition("-")[0] in duplicates:
+                            raise Refused("duplicate", _DUPLICATES)
+                        gatherer.add(self._frame(arrays, group, frame, source, parent))
                     except Refused as refused:
                         builder.refuse(source, refused)
                     if builder.full:
                         yield builder.take()
+        gatherer.settle()
         if builder:
             yield builder.take()
 
-    def _structure(self, h5: "h5py.File", molecule: str, frame: str, duplicates: frozenset[str]) -> Structure:
-        """Read one frame.
+    def _frame(
+        self, arrays: Hdf5Arrays, group: "h5g.GroupID", frame: str, source: str, parent: int
+    ) -> Conformers:
+        """Read one frame of a molecule.
 
         Raises:
-            Refused: It is a duplicate, or cannot be a labelled structure.
+            Refused: It lacks something, or has it in a shape that does not fit.
         """
-        if frame.rpartition("-")[0] in duplicates:
-            raise Refused("duplicate", _DUPLICATES)
         energy_key, forces_key = _PAIRS[self.level_of_theory]
-        place = f"{molecule}/{frame}/"
-        numbers = _array(h5, place, "atNUM")
-        positions = _array(h5, place, "atXYZ")
-        energy = _array(h5, place, energy_key)
-        if numbers is None or positions is None:
-            raise Refused("missing-numbers" if numbers is None else "missing-positions")
-        if energy is not None and energy.size != 1:
-            raise Refused("bad-shape", f"{energy_key} {energy.shape}, expected one value")
-        structure = Structure(
+        numbers = _array(arrays, group, frame, "atNUM")
+        positions = _array(arrays, group, frame, "atXYZ")
+        energy = _array(arrays, group, frame, energy_key)
+        forces = _array(arrays, group, frame, forces_key)
+        if numbers is None or positions is None or energy is None or (self.require_forces and forces is None):
+            values = {"numbers": numbers, "positions": positions, "energy": energy, "forces": forces}
+            raise Refused(f"missing-{next(name for name, value in values.items() if value is None)}")
+        if numbers.ndim != 1 or numbers.size == 0:
+            raise Refused("bad-shape" if numbers.size else "no-atoms", f"atNUM {numbers.shape}")
+        shape = (len(numbers), 3)
+        if positions.shape != shape or energy.size != 1 or (forces is not None and forces.shape != shape):
+            found = f"atXYZ {positions.shape}, {energy_key} {energy.shape}"
+            found += "" if forces is None else f", {forces_key} {forces.shape}"
+            raise Refused("bad-shape", f"{found}, expected {shape}, one value, {shape}")
+        return Conformers(
             numbers=numbers,
-            positions=positions,
-            cell=np.zeros((3, 3)),
-            pbc=np.zeros(3, dtype=bool),
-            energy=None if energy is None else float(energy.reshape(-1)[0]),
-            forces=_array(h5, place, forces_key),
-            charge=0,
-            spin=1,
-            group=hash_id(f"qm7x:{molecule}"),
-            key=hash_id(f"qm7x:{frame}"),
+            positions=positions[None],
+            energy=energy,
+            forces=None if forces is None else forces[None],
+            charge=_NEUTRAL,
+            spin=_SINGLET,
+            sources=[source],
+            keys=[hash_id(f"qm7x:{frame}")],
+            group=parent,
         )
-        return check_structure(structure, forces=self.require_forces)
 
     def _duplicates(self, folder: Path) -> frozenset[str]:
         """Return the molecules (frame ids without their last word) that are duplicates of others.
@@ -183,40 +261,15 @@ class Qm7x(Reader):
         return frozenset(name.rpartition("-")[0] for name in file.read_text(errors="replace").split())
 
 
-def _check_unpacked(file: Path) -> None:
-    """Refuse an archive.
-
-    Raises:
-        DataError: The file is xz, or a tar; the text says how to unpack it.
-    """
-    with file.open("rb") as stream:
-        head = stream.read(512)
-    if head.startswith(b"\xfd7zXZ"):
-        raise DataError(f"{file}: still packed; HDF5 needs random access. Unpack it first: xz -dk {file.name}")
-    if head[257:262] == b"ustar":
-        raise DataError(f"{file}: a tar archive. Unpack it first: tar xf {file.name}")
-
-
-def _array(h5: "h5py.File", place: str, key: str) -> NDArray[Any] | None:
+def _array(arrays: Hdf5Arrays, group: "h5g.GroupID", frame: str, key: str) -> NDArray[Any] | None:
     """Read one array of a frame; None where there is none.
 
     Raises:
         Refused: It is there and cannot be read, or does not hold numbers.
     """
-    from h5py import h5d, h5s
-
-    try:
-        try:
-            data = h5d.open(h5.id, f"{place}{key}".encode())
-        except KeyError:
-            return None
-        dtype = data.dtype
-        if dtype.kind not in "fiu":
-            raise Refused("bad-shape", f"{key} holds {dtype}, expected numbers")
-        array: NDArray[Any] = np.empty(data.shape, dtype=dtype)
-        data.read(h5s.ALL, h5s.ALL, array)
-    except Refused:
-        raise
-    except HDF5_ERRORS as error:
-        raise Refused("unreadable", f"{key}: {error}") from error
-    return array
+    stored = arrays.find(group, f"{frame}/{key}")
+    if stored is None:
+        return None
+    if stored.dtype.kind not in "fiu":
+        raise Refused("bad-shape", f"{key} holds {stored.dtype}, expected numbers")
+    return arrays.read(stored)
