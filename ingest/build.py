@@ -1,36 +1,48 @@
-"""Run the plan on Dask: one task per part, receipts collected at once, merged in the plan's order, committed.
+"""Run a recipe on Dask: unpack, plan, read every part, screen, write the shards, commit.
 
-A task leaves its shard and receipt on the disk, so nothing is lost with a worker or with the client: the next
-run of the same recipe skips what is finished. What is merged are the receipts, in the order of the plan, so the
-dataset is the same bytes whatever the number of workers, the order in which they finish, and crashes between.
+Every task leaves what it made on the disk with a receipt, so nothing is lost with a worker or with the client:
+the next run of the same recipe skips what is finished. What is merged are the receipts, in the order of the
+plan, so the dataset is the same bytes whatever the number of workers, the order in which they finish, and
+crashes between. The client keeps a few numbers of each part, however many structures it holds.
 """
 
 import contextlib
-import itertools
 import json
+import shutil
 import time
-import uuid
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
 
-from gfm.errors import ResourceError
+import numpy as np
+from numpy.typing import NDArray
+
 from gfm.runtime.cluster import open_client
+from ingest.flow import Job, run_all
 from ingest.merge import commit
-from ingest.output import PLAN, alone, announced, check_place, check_same, finished_receipt
-from ingest.part import PartReceipt, explained, run_part, task_of
-from ingest.plan import Plan, PlannedPart, make_plan
+from ingest.output import (
+    PLAN,
+    alone,
+    announced,
+    check_free,
+    check_plan,
+    check_same,
+    read_part,
+    settled_shard,
+    sweep_all,
+    tidy,
+)
+from ingest.part import PartDone, explained, run_part, task_of
+from ingest.plan import PackedFile, Plan, PlannedPart, make_plan, packed_files, part_name, scratch_folders
 from ingest.recipe import Recipe
-from store.integrity import replacing, sweep
+from ingest.screen import Stage, screen_all
+from ingest.settle import ShardTask, settle_shard
+from store.integrity import replacing
 from store.manifest import MANIFEST, Manifest
-from store.writer import SHARDS
 
 if TYPE_CHECKING:
     from distributed import Client
 
 __all__ = ["Watcher", "build"]
-
-# Tasks given to the scheduler ahead of those being computed: enough for any cluster, few enough for its memory.
-_AHEAD = 256
 
 
 class Watcher:
@@ -39,14 +51,21 @@ class Watcher:
     def complete(self, manifest: Manifest) -> None:
         """The dataset was complete before; nothing is done."""
 
-    def planned(self, plan: Plan, finished: Sequence[PartReceipt]) -> None:
-        """The plan is made; some parts are finished from before."""
+    def waiting(self, what: str) -> None:
+        """A batch system has not started a worker yet."""
 
     def started(self, dashboard: str | None) -> None:
         """The cluster is there, with its dashboard at this address if it has one."""
 
-    def part_finished(self, receipt: PartReceipt) -> None:
-        """One more part is finished."""
+    def planned(self, plan: Plan, read: Sequence[PartDone]) -> None:
+        """The plan is made; some parts were read before."""
+
+    def part_read(self, planned: PlannedPart, done: PartDone) -> None:
+        """One more part is read."""
+
+    def stage(self, name: str, total: int) -> Callable[[], None]:
+        """A stage other than reading begins, of this many tasks; what is returned is called after each."""
+        return lambda: None
 
 
 def build(recipe: Recipe, *, client: "Client | None" = None, watcher: Watcher | None = None) -> Manifest:
@@ -66,74 +85,156 @@ def build(recipe: Recipe, *, client: "Client | None" = None, watcher: Watcher | 
         ResourceError: Workers died, the disk is full, or another run is writing to the same place.
     """
     watcher = watcher or Watcher()
+    output = recipe.output
     began = time.monotonic()
-    if (recipe.output / MANIFEST).exists():
-        manifest = Manifest.load(recipe.output)
+    if (output / MANIFEST).exists():
+        manifest = Manifest.load(output)
         check_same(recipe, manifest)
         watcher.complete(manifest)
+        tidy(output)
         return manifest
-    plan = make_plan(recipe)
-    check_place(plan)
-    with explained(recipe.output), alone(recipe.output):
-        sweep(recipe.output / SHARDS)
-        with replacing(recipe.output / PLAN) as temporary:
+    check_free(output)
+    packed = packed_files(recipe)
+    # What is wrong with a recipe is said before a cluster is started, where that needs no unpacking.
+    plan = None if packed else _checked_plan(recipe)
+    with explained(output), alone(output), contextlib.ExitStack() as stack:
+        sweep_all(output)
+        client = client or stack.enter_context(open_client(recipe.cluster, watcher.waiting))
+        dashboard = str(client.dashboard_link) if recipe.cluster.dashboard else None
+        tell = stack.enter_context(announced(output, dashboard))
+        watcher.started(dashboard)
+
+        def stage(name: str, total: int) -> Callable[[], None]:
+            tell(name)
+            return watcher.stage(name, total)
+
+        if plan is None:
+            _unpack(client, packed, stage)
+            plan = _checked_plan(recipe)
+        with replacing(output / PLAN) as temporary:
             temporary.write_text(json.dumps(plan.to_json()))
-        receipts: dict[str, PartReceipt] = {}
-        for planned in plan.parts:
-            if (receipt := finished_receipt(recipe.output, plan.digest, planned.name)) is not None:
-                receipts[planned.name] = receipt
-        watcher.planned(plan, list(receipts.values()))
-        missing = [planned for planned in plan.parts if planned.name not in receipts]
+        tell("reading")
+        structures, nbytes, settled = _read_all(client, plan, watcher)
+        shards = _shards(plan, structures, nbytes)
+        missing = [parts for parts in shards if parts[0] not in settled]
         if missing:
-            with contextlib.ExitStack() as stack:
-                client = client or stack.enter_context(open_client(recipe.cluster))
-                dashboard = str(client.dashboard_link) if recipe.cluster.dashboard else None
-                watcher.started(dashboard)
-                stack.enter_context(announced(recipe.output, dashboard))
-                for receipt in _compute(client, plan, missing):
-                    receipts[receipt.name] = receipt
-                    watcher.part_finished(receipt)
-        return commit(plan, [receipts[planned.name] for planned in plan.parts], time.monotonic() - began)
+            screens = screen_all(client, plan, structures, stage)
+            names = [source.name for source in recipe.sources]
+            absolute = recipe.model_copy(update={"output": output.absolute()})
+            datasets = [names[plan.parts[parts[0]].source] for parts in missing]
+            tasks = [
+                ShardTask(plan.digest, absolute, dataset, parts, screens[dataset])
+                for dataset, parts in zip(datasets, missing, strict=True)
+            ]
+            _settle_all(client, tasks, stage)
+        tell("committing")
+        manifest = commit(plan, [part_name(parts[0]) for parts in shards], time.monotonic() - began)
+        for folder in scratch_folders(recipe):
+            if folder.exists():
+                shutil.rmtree(folder)
+        tidy(output)
+        return manifest
 
 
-def _compute(client: "Client", plan: Plan, missing: Sequence[PlannedPart]) -> Iterator[PartReceipt]:
-    """Yield receipts as parts finish; a bounded number of tasks is with the scheduler at any time."""
-    import dask
-    from distributed import KilledWorker, as_completed
+def _checked_plan(recipe: Recipe) -> Plan:
+    plan = make_plan(recipe)
+    check_plan(plan)
+    return plan
 
-    # Names that people read on the dashboard; the token keeps two builds on one client apart.
-    token = uuid.uuid4().hex[:8]
+
+def _unpack(client: "Client", packed: Sequence[PackedFile], stage: Stage) -> None:
+    """Unpack all files that must be, those not unpacked before."""
+    jobs = [
+        Job(f"{item.dataset}-unpack-{number:05d}", f"unpacking {item.file}", (item,), item.dataset)
+        for number, item in enumerate(packed)
+    ]
+    advance = stage("unpacking", len(jobs))
+    for _ in run_all(client, _unpack_one, jobs):
+        advance()
+
+
+def _unpack_one(item: PackedFile) -> None:
+    item.reader.unpack(item.file)
+
+
+def _read_all(
+    client: "Client", plan: Plan, watcher: Watcher
+) -> tuple[NDArray[np.int64], NDArray[np.int64], set[int]]:
+    """Read what was not read before.
+
+    Returns:
+        Structures that each part accepted and bytes it staged (P,), and the first parts of settled shards.
+    """
+    output = plan.recipe.output
+    settled: set[int] = set()
+    in_shards: set[str] = set()
+    for path in (output / "build" / "shards").glob("*.json"):
+        if (shard := settled_shard(output, plan.digest, path.stem)) is not None:
+            settled.add(int(shard.name))
+            in_shards.update(shard.parts)
+    structures, nbytes = np.zeros((2, len(plan.parts)), dtype=np.int64)
+    before: list[PartDone] = []
+    missing: list[PlannedPart] = []
+    for planned in plan.parts:
+        staged = planned.name not in in_shards
+        receipt = read_part(output, plan.digest, planned.name, staged=staged)
+        if receipt is None:
+            missing.append(planned)
+        else:
+            before.append(PartDone.of(receipt))
+    watcher.planned(plan, before)
+    for done in before:
+        structures[int(done.name)], nbytes[int(done.name)] = done.structures, done.nbytes
+    for planned, done in _read(client, plan, missing):
+        structures[planned.index], nbytes[planned.index] = done.structures, done.nbytes
+        watcher.part_read(planned, done)
+    return structures, nbytes, settled
+
+
+def _read(
+    client: "Client", plan: Plan, missing: Sequence[PlannedPart]
+) -> "Iterable[tuple[PlannedPart, PartDone]]":
+    """Yield parts as they are read."""
     names = [source.name for source in plan.recipe.sources]
-    waiting = iter(missing)
-    running: dict[Any, PlannedPart] = {}
-
-    def submit(planned: PlannedPart) -> Any:
-        key = f"{names[planned.source]}-read-{planned.name}-{token}"
-        future = client.submit(run_part, task_of(plan, planned), key=key, pure=False)
-        running[future] = planned
-        return future
-
-    try:
-        completed = as_completed(  # type: ignore[no-untyped-call]
-            [submit(planned) for planned in itertools.islice(waiting, _AHEAD)], loop=client.loop
+    jobs = (
+        Job(
+            f"{names[planned.source]}-read-{planned.name}",
+            f"reading {planned.part.path} ({planned.part.label}) of {names[planned.source]}",
+            (task_of(plan, planned),),
+            names[planned.source],
         )
-        for future in completed:
-            planned = running.pop(future)
-            try:
-                receipt = PartReceipt.model_validate(future.result())
-            except KilledWorker as error:
-                died = dask.config.get("distributed.scheduler.allowed-failures") + 1
-                raise ResourceError(
-                    f"{died} workers died one after the other while reading {planned.part.path} "
-                    f"({planned.part.label}) of {names[planned.source]}. "
-                    "Most often memory ran out: use fewer workers or give each more (cluster.workers, "
-                    "cluster.memory). Run the same command again: finished parts are kept"
-                ) from error
-            # Released here, so that no result stays on a worker.
-            future.release()
-            yield receipt
-            for following in itertools.islice(waiting, 1):
-                completed.add(submit(following))  # type: ignore[no-untyped-call]
-    finally:
-        if running:
-            client.cancel(list(running))  # type: ignore[no-untyped-call]
+        for planned in missing
+    )
+    for job, done in run_all(client, run_part, jobs):
+        yield job.arguments[0].planned, done
+
+
+def _shards(plan: Plan, structures: NDArray[np.int64], nbytes: NDArray[np.int64]) -> list[list[int]]:
+    """Join neighbouring parts of one dataset up to the size of a shard; empty parts are in none."""
+    shards: list[list[int]] = []
+    size = 0
+    for planned in plan.parts:
+        index = planned.index
+        if not structures[index]:
+            continue
+        if (
+            not shards
+            or plan.parts[shards[-1][0]].source != planned.source
+            or size + nbytes[index] > int(plan.recipe.shard_bytes)
+        ):
+            shards.append([])
+            size = 0
+        shards[-1].append(index)
+        size += int(nbytes[index])
+    return shards
+
+
+def _settle_all(client: "Client", tasks: Sequence[ShardTask], stage: Stage) -> None:
+    """Write the final shards."""
+    advance = stage("writing", len(tasks))
+    jobs = (
+        Job(f"{task.dataset}-write-{task.name}", f"writing shard {task.name} of {task.dataset}", (task,))
+        for task in tasks
+    )
+    for _ in run_all(client, settle_shard, jobs):
+        advance()

@@ -3,17 +3,20 @@
 import json
 import logging
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from gfm.runtime.cluster import batch_script
+from gfm.runtime.quantities import byte_count
 from ingest.build import Watcher, build
-from ingest.part import PartReceipt
-from ingest.plan import Plan, make_plan
+from ingest.part import PartDone
+from ingest.plan import Plan, PlannedPart, make_plan, packed_files
 from ingest.recipe import Recipe
 from ingest.status import status_of
 
@@ -24,58 +27,103 @@ __all__ = ["run", "show_plan", "show_status"]
 
 # Reasons of rejects that stand for more than one record.
 _WHOLE_FILES = ("truncated-file", "unreadable-file")
+# What the stages of `ingest.build` do, for people.
+_STAGES = {
+    "unpacking": "unpacking files",
+    "duplicates": "looking for duplicates",
+    "survey": "surveying forces, stresses, distances",
+    "residuals": "looking for energy outliers",
+    "references": "fitting reference energies",
+    "writing": "writing shards",
+}
+_MOST_PARTS = 40  # shown one by one by --dry-run
 
 
 class _Progress(Watcher):
-    """A bar for each dataset on a terminal, a line now and then elsewhere."""
+    """A bar for each dataset and stage on a terminal, a line now and then elsewhere."""
 
     def __init__(self, console: Console) -> None:
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("parts, {task.fields[structures]:,} structures"),
+            TextColumn("{task.fields[said]}"),
             TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(elapsed_when_finished=False),
         )
         self.console = console
         self.progress = Progress(*columns, console=console, disable=not console.is_terminal)
-        self.bars: dict[str, Any] = {}
-        self.structures: dict[str, int] = {}
+        self.bars: dict[int, TaskID] = {}
+        self.parts: dict[int, list[int]] = {}  # by source: read, in all, and structures of before and in all
+        self.structures: dict[int, list[int]] = {}
         self.done = self.total = self.said = 0
+        self.began = time.monotonic()
 
     def complete(self, manifest: "Manifest") -> None:
         """Say that there is nothing to do."""
         self._say("already complete: nothing to do")
 
-    def planned(self, plan: Plan, finished: Sequence[PartReceipt]) -> None:
+    def waiting(self, what: str) -> None:
+        """Say what the batch system is waited for."""
+        self._say(what)
+
+    def planned(self, plan: Plan, read: Sequence[PartDone]) -> None:
         """Set up the bars."""
-        self.total, self.done = len(plan.parts), len(finished)
+        self.total, self.done, self.began = len(plan.parts), len(read), time.monotonic()
         names = [source.name for source in plan.recipe.sources]
+        nbytes = [0] * len(names)
+        read_bytes = [0] * len(names)
+        for index in range(len(names)):
+            self.parts[index], self.structures[index] = [0, 0], [0, 0]
+        for planned in plan.parts:
+            nbytes[planned.source] += planned.part.nbytes
+            self.parts[planned.source][1] += 1
+        for done in read:
+            planned = plan.parts[int(done.name)]
+            read_bytes[planned.source] += planned.part.nbytes
+            self.parts[planned.source][0] += 1
+            self.structures[planned.source] = [
+                count + done.structures for count in self.structures[planned.source]
+            ]
         for index, name in enumerate(names):
-            total = sum(planned.source == index for planned in plan.parts)
-            self.structures[name] = sum(item.structures for item in finished if item.dataset == name)
-            self.bars[name] = self.progress.add_task(
-                escape(name),
-                total=total,
-                completed=sum(item.dataset == name for item in finished),
-                structures=self.structures[name],
+            self.bars[index] = self.progress.add_task(
+                escape(name), total=nbytes[index], completed=read_bytes[index], said=self._counts(index)
             )
-        again = f", {self.done} of them finished before" if finished else ""
-        self._say(f"{self.total} parts from {len(names)} sources{again}")
+        again = f", {self.done} of them read before" if read else ""
+        self._say(f"{self.total:,} parts from {len(names)} sources{again}")
 
     def started(self, dashboard: str | None) -> None:
         """Say where the dashboard is."""
         if dashboard:
             self._say(f"Dask dashboard: {dashboard}")
 
-    def part_finished(self, receipt: PartReceipt) -> None:
+    def part_read(self, planned: PlannedPart, done: PartDone) -> None:
         """Advance a bar; without a terminal, print each twentieth of the way."""
         self.done += 1
-        self.structures[receipt.dataset] += receipt.structures
-        self.progress.update(self.bars[receipt.dataset], advance=1, structures=self.structures[receipt.dataset])
+        self.parts[planned.source][0] += 1
+        self.structures[planned.source][1] += done.structures
+        self.progress.update(
+            self.bars[planned.source], advance=planned.part.nbytes, said=self._counts(planned.source)
+        )
         if not self.console.is_terminal and 20 * self.done // self.total > 20 * self.said // self.total:
             self.said = self.done
-            self._say(f"{self.done} of {self.total} parts, {sum(self.structures.values()):,} structures")
+            structures = sum(count for _, count in self.structures.values())
+            self._say(f"{self.done:,} of {self.total:,} parts, {structures:,} structures")
+
+    def stage(self, name: str, total: int) -> Callable[[], None]:
+        """Show a bar for a stage; without a terminal, say that it begins."""
+        text = _STAGES.get(name, name)
+        if not self.console.is_terminal:
+            self._say(f"{text}: {total:,} tasks")
+        bar = self.progress.add_task(text, total=total, said="")
+        return lambda: self.progress.advance(bar)
+
+    def _counts(self, source: int) -> str:
+        read, total = self.parts[source]
+        before, now = self.structures[source]
+        rate = (now - before) / max(time.monotonic() - self.began, 1e-9)
+        per_second = f", {rate:,.0f}/s" if now > before else ""
+        return f"{read:,} of {total:,} parts, {now:,} structures{per_second}"
 
     def _say(self, text: str) -> None:
         self.progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
@@ -145,20 +193,48 @@ def run(recipe: Recipe, as_json: bool) -> None:
 
 
 def show_plan(recipe: Recipe, as_json: bool) -> None:
-    """Say what a recipe would read, without reading it."""
-    plan = make_plan(recipe)
+    """Say what a recipe would read, without reading it, and the script of a worker's batch job."""
+    script = batch_script(recipe.cluster)
+    packed = packed_files(recipe)
+    if packed:
+        # What is packed is known only once it is unpacked; the other sources are planned.
+        names = {item.dataset for item in packed}
+        others = [source for source in recipe.sources if source.name not in names]
+        plan = make_plan(recipe.model_copy(update={"sources": others})) if others else None
+    else:
+        plan = make_plan(recipe)
     if as_json:
-        print(json.dumps(plan.to_json()))
+        content = {} if plan is None else plan.to_json()
+        unpack = [{"dataset": item.dataset, "path": str(item.file)} for item in packed]
+        print(json.dumps({**content, "unpack": unpack, "batch_script": script}))
         return
-    table = Table(title=f"{len(plan.parts)} parts for {recipe.output}", title_justify="left")
-    for name in ("part", "dataset", "reader", "what", "bytes"):
+    for item in packed:
+        size = byte_count(item.file.stat().st_size)
+        print(f"{item.dataset}: {item.file} ({size} packed) is unpacked first, then cut into parts")
+    if plan is not None:
+        _show_parts(plan)
+    if script is not None:
+        print(f"\nThe job of a worker, as {recipe.cluster.kind} would get it:\n\n{script}")
+
+
+def _show_parts(plan: Plan) -> None:
+    sources = plan.recipe.sources
+    totals = Table(title=f"{len(plan.parts):,} parts for {plan.recipe.output}", title_justify="left")
+    for name in ("dataset", "reader", "parts", "bytes", "bytes of the largest part"):
+        totals.add_column(name, justify="left" if name in ("dataset", "reader") else "right")
+    for index, source in enumerate(sources):
+        sizes = [planned.part.nbytes for planned in plan.parts if planned.source == index]
+        totals.add_row(source.name, source.reader, f"{len(sizes):,}", f"{sum(sizes):,}", f"{max(sizes):,}")
+    Console().print(totals)
+    table = Table()
+    for name in ("part", "dataset", "what", "bytes"):
         table.add_column(name, justify="right" if name == "bytes" else "left", overflow="fold")
-    for planned in plan.parts:
-        source = recipe.sources[planned.source]
-        table.add_row(
-            planned.name, source.name, source.reader, escape(planned.part.label), f"{planned.part.nbytes:,}"
-        )
+    for planned in plan.parts[:_MOST_PARTS]:
+        part = planned.part
+        table.add_row(planned.name, sources[planned.source].name, escape(part.label), f"{part.nbytes:,}")
     Console().print(table)
+    if (more := len(plan.parts) - _MOST_PARTS) > 0:
+        print(f"... and {more:,} parts more; --json lists all")
 
 
 def show_status(status: dict[str, Any], as_json: bool) -> None:
@@ -167,7 +243,9 @@ def show_status(status: dict[str, Any], as_json: bool) -> None:
         print(json.dumps(status))
         return
     parts = status["parts"]
-    print(f"{status['output']}: {status['state']}, {parts['done']} of {parts['total']} parts finished")
+    print(f"{status['output']}: {status['state']}, {parts['done']:,} of {parts['total']:,} parts read")
+    if status["stage"]:
+        print(f"now: {_STAGES.get(status['stage'], status['stage'])}")
     if status["dashboard"]:
         print(f"Dask dashboard: {status['dashboard']}")
     table = Table()

@@ -1,44 +1,109 @@
-"""The output directory: whose it is, who is writing to it, which parts of it are finished."""
+"""The output directory: whose it is, who is writing to it, what of it is finished."""
 
 import contextlib
 import fcntl
 import json
 import logging
 import os
+import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeVar
 
 import pydantic
 
 from gfm.errors import ConfigError, CorruptDataError, MissingDataError, ResourceError
-from ingest.part import TASKS, PartReceipt, receipt_path
+from ingest.part import STAGED, TASKS, PartReceipt, receipt_path
 from ingest.plan import Plan, differences
 from ingest.recipe import Recipe
-from store.integrity import check_sizes, replacing
+from ingest.settle import SettledShard, settled_path
+from store.integrity import check_sizes, replacing, sweep
 from store.manifest import Manifest
 
-__all__ = ["PLAN", "alone", "announced", "check_place", "check_same", "finished_receipt", "is_running"]
+__all__ = [
+    "PLAN",
+    "RUNNING",
+    "alone",
+    "announced",
+    "check_free",
+    "check_plan",
+    "check_same",
+    "is_running",
+    "read_part",
+    "settled_shard",
+    "sweep_all",
+    "tidy",
+]
+
+_Kind = TypeVar("_Kind", PartReceipt, SettledShard)
 
 _LOG = logging.getLogger(__name__)
 PLAN = "build/plan.json"
+RUNNING = "build/running.json"
+# What is needed until the dataset is complete, and not afterwards.
+_UNTIL_COMPLETE = ("staged", "tables", "sums", "duplicates", "receipts", "shards", "unpacked")
 
 
-def finished_receipt(output: Path, digest: str, name: str) -> PartReceipt | None:
-    """Return the receipt of a part if it is finished: of this plan, and its shard is there with its sizes."""
-    try:
-        receipt = PartReceipt.model_validate_json(receipt_path(output, name).read_bytes())
-        if receipt.digest != digest:
-            return None
-        if receipt.shard is not None:
-            check_sizes(output, receipt.shard.files)
-    except (FileNotFoundError, MissingDataError, CorruptDataError):
+def read_part(output: Path, digest: str, name: str, *, staged: bool) -> PartReceipt | None:
+    """Return the receipt of a part that was read under this plan, if what it left is there with its sizes.
+
+    Args:
+        output: The dataset's directory.
+        digest: Digest of the plan.
+        name: Name of the part.
+        staged: Whether its staged shard must be there too; it is not once its final shard is.
+    """
+    receipt = _receipt(PartReceipt, receipt_path(output, name), digest)
+    if receipt is None:
         return None
-    except pydantic.ValidationError as error:
-        _LOG.warning("%s is not readable (%s); the part is done again", receipt_path(output, name), error)
+    try:
+        check_sizes(output, receipt.files)
+        if staged and receipt.shard is not None:
+            check_sizes(output / STAGED, receipt.shard.files)
+    except (MissingDataError, CorruptDataError):
         return None
     return receipt
+
+
+def settled_shard(output: Path, digest: str, name: str) -> SettledShard | None:
+    """Return the receipt of a shard that was settled under this plan, if it is there with its sizes."""
+    receipt = _receipt(SettledShard, settled_path(output, name), digest)
+    if receipt is None or receipt.shard is None:
+        return receipt
+    try:
+        check_sizes(output, receipt.shard.files)
+    except (MissingDataError, CorruptDataError):
+        return None
+    return receipt
+
+
+def _receipt(kind: type[_Kind], path: Path, digest: str) -> _Kind | None:
+    """Read a receipt; None if it is not there, of another plan, or torn."""
+    try:
+        receipt = kind.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except pydantic.ValidationError as error:
+        _LOG.warning("%s is not readable (%s); what it stands for is done again", path, error)
+        return None
+    return receipt if receipt.digest == digest else None
+
+
+def sweep_all(output: Path) -> None:
+    """Remove what killed writers left."""
+    build = output / "build"
+    for folder in (output / "shards", output / "rejects", output / STAGED / "shards", build):
+        sweep(folder)
+    for name in _UNTIL_COMPLETE:
+        sweep(build / name)
+
+
+def tidy(output: Path) -> None:
+    """Remove what a complete dataset does not need."""
+    for name in _UNTIL_COMPLETE:
+        if (folder := output / "build" / name).exists():
+            shutil.rmtree(folder)
 
 
 def is_running(output: Path) -> bool:
@@ -73,23 +138,32 @@ def check_same(recipe: Recipe, manifest: Manifest) -> None:
     _refuse(recipe.output, "holds a dataset of another recipe", lines)
 
 
-def check_place(plan: Plan) -> None:
-    """Check that the output directory is free, or holds an unfinished run of the same plan.
+def check_free(output: Path) -> None:
+    """Check that the output directory is empty, or was begun by an ingestion.
 
     Raises:
         ConfigError: It is neither.
+    """
+    if (output / PLAN).exists() or not output.exists():
+        return
+    if not output.is_dir() or any(path.name != "build" for path in output.iterdir()):
+        raise ConfigError(
+            f"{output} is not empty and was not begun by gfm ingest; give another output, or move away what "
+            "is there"
+        )
+
+
+def check_plan(plan: Plan) -> None:
+    """Check that what was begun in the output directory, if anything, follows the same plan.
+
+    Raises:
+        ConfigError: It does not; the text says where they differ.
     """
     output, before = plan.recipe.output, plan.recipe.output / PLAN
     if before.exists():
         old = json.loads(before.read_text())
         if old["digest"] != plan.digest:
             _refuse(output, "holds an unfinished run of another recipe", differences(old, plan.to_json()))
-        return
-    if output.exists() and (not output.is_dir() or any(path.name != "build" for path in output.iterdir())):
-        raise ConfigError(
-            f"{output} is not empty and was not begun by gfm ingest; give another output, or move away what "
-            "is there"
-        )
 
 
 def _refuse(output: Path, what: str, lines: list[str]) -> None:
@@ -136,12 +210,16 @@ def _lock(file: IO[str], seconds: float) -> bool:
 
 
 @contextlib.contextmanager
-def announced(output: Path, dashboard: str | None) -> Iterator[None]:
-    """Say in build/running.json who is at work, for ``gfm ingest status``."""
-    path = output / "build" / "running.json"
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps({"pid": os.getpid(), "dashboard": dashboard}))
+def announced(output: Path, dashboard: str | None) -> Iterator[Callable[[str], None]]:
+    """Say in build/running.json who is at work, for ``gfm ingest status``; yields what tells the stage."""
+    path = output / RUNNING
+
+    def tell(stage: str) -> None:
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps({"pid": os.getpid(), "dashboard": dashboard, "stage": stage}))
+
+    tell("starting")
     try:
-        yield
+        yield tell
     finally:
         path.unlink(missing_ok=True)

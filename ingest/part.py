@@ -1,7 +1,7 @@
-"""One task: read a part, refuse what is not wanted, write one shard, hand back a small receipt.
+"""The first task of a part: read it, refuse what is not wanted, write what is left, hand back a few numbers.
 
-Everything large stays on the disk. The receipt is written last, atomically: with it the part is finished,
-without it the next run does the part again.
+Everything large stays on the disk: a staged shard, the screening table, the sums, the rejects. The receipt is
+written last, atomically: with it the part is read, without it the next run does the part again.
 """
 
 import contextlib
@@ -9,47 +9,64 @@ import errno
 import fcntl
 import json
 import shutil
+import time
 import traceback
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
 import numpy as np
 
-from gfm.data.neighbors import count_edges
-from gfm.data.ragged import RaggedBatch
 from gfm.data.splits import split_of
 from gfm.errors import DataError, GfmError, ResourceError, from_system
 from gfm.runtime.config import Config
 from gfm.runtime.quantities import byte_count
-from ingest.normalise import normalise
+from ingest.normalise import Kept, normalise
 from ingest.plan import Plan, PlannedPart
 from ingest.readers.base import Reader, Reject
 from ingest.recipe import Recipe
 from ingest.sums import sums_of
-from store.integrity import replacing
+from ingest.tables import write_table
+from store.integrity import FileReceipt, replacing
 from store.manifest import ShardReceipt
 from store.writer import write_shard
 
-__all__ = ["TASKS", "PartReceipt", "PartTask", "explained", "receipt_path", "run_part", "task_of"]
+__all__ = [
+    "STAGED",
+    "TASKS",
+    "PartDone",
+    "PartReceipt",
+    "PartTask",
+    "at_work",
+    "explained",
+    "receipt_path",
+    "run_part",
+    "sums_path",
+    "task_of",
+    "write_json",
+    "write_rejects",
+]
 
 TASKS = "build/tasks.lock"
+STAGED = "build/staged"  # where shards wait, laid out as in a dataset
 # Bytes; with less than this left, an error of writing is one of space.
 _NEARLY_FULL = 1 << 20
 
 
 class PartReceipt(Config):
-    """What a finished part hands back.
+    """What is known of a part that was read.
 
     Attributes:
         digest: Digest of the plan it is a part of.
         name: Name of the part.
         dataset: Name of its dataset.
-        structures: Structures accepted.
+        structures: Structures that passed the filters.
         rejects: Refused records by reason.
-        shard: What was written; None where nothing was accepted.
-        sums: Its share of the statistics (`ingest.sums.Sums`), None where nothing was accepted.
+        shard: What was staged; None where nothing was accepted.
+        files: Its table and sums, relative to the output.
+        seconds: CPU time of reading it.
     """
 
     digest: str
@@ -58,7 +75,24 @@ class PartReceipt(Config):
     structures: int
     rejects: dict[str, int]
     shard: ShardReceipt | None
-    sums: dict[str, Any] | None
+    files: list[FileReceipt]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class PartDone:
+    """What the client keeps of a part that was read: a few numbers, for parts there may be many thousands."""
+
+    name: str
+    dataset: str
+    structures: int
+    nbytes: int
+
+    @classmethod
+    def of(cls, receipt: PartReceipt) -> "PartDone":
+        """Take it from a receipt."""
+        nbytes = 0 if receipt.shard is None else receipt.shard.bytes
+        return cls(receipt.name, receipt.dataset, receipt.structures, nbytes)
 
 
 @dataclass(frozen=True)
@@ -112,8 +146,13 @@ def explained(output: Path) -> Iterator[None]:
         raise
 
 
+def sums_path(output: Path, name: str) -> Path:
+    """Return where the sums of a part lie."""
+    return output / "build" / "sums" / f"{name}.json"
+
+
 @contextlib.contextmanager
-def _at_work(output: Path) -> Iterator[None]:
+def at_work(output: Path) -> Iterator[None]:
     """Hold what a new run waits for: tasks may outlive the client that gave them out."""
     (output / "build").mkdir(parents=True, exist_ok=True)
     with (output / TASKS).open("w") as file:
@@ -121,35 +160,35 @@ def _at_work(output: Path) -> Iterator[None]:
         yield
 
 
-def run_part(task: PartTask) -> dict[str, Any]:
-    """Do one part and return its receipt (a JSON value, as written to its file).
+def run_part(task: PartTask) -> PartDone:
+    """Do one part: afterwards its receipt lies on the disk.
 
     Raises:
         DataError: The file cannot be read and ``on_error`` is ``stop``; the text names file and part.
         ResourceError: The disk of the output is full, or this process may not open more files.
     """
-    with explained(task.recipe.output), _at_work(task.recipe.output):
-        return _run(task)
+    with explained(task.recipe.output), at_work(task.recipe.output):
+        return PartDone.of(_run(task))
 
 
-def _run(task: PartTask) -> dict[str, Any]:
+def _run(task: PartTask) -> PartReceipt:
     recipe, planned = task.recipe, task.planned
-    batch, rejects = _read(task)
-    names = [source.name for source in recipe.sources]
-    shard = sums = None
+    output, began = recipe.output, time.thread_time()
+    kept, rejects = _read(task)
+    batch = kept.batch
+    shard, files = None, []
     if len(batch):
         batch.columns["dataset"] = np.full(len(batch), planned.source, dtype=np.uint8)
-        columns = batch.columns
-        num_edges = count_edges(
-            columns["positions"], columns["cell"], columns["pbc"], batch.offsets, recipe.edges_cutoff
-        )
-        split = split_of(columns["group"], tuple(recipe.split.fractions.values()), recipe.split.seed)
-        sums = sums_of(batch, num_edges, split).to_json()
+        split = split_of(batch.columns["group"], tuple(recipe.split.fractions.values()), recipe.split.seed)
+        files = [
+            *write_table(output, planned.name, kept, split),
+            write_json(output, sums_path(output, planned.name), sums_of(kept, split).to_json()),
+        ]
         shard = write_shard(
-            recipe.output, planned.name, batch,
-            num_edges=num_edges, split=split, dataset_names=names, format=recipe.format,
+            output / STAGED, planned.name, batch, num_edges=kept.num_edges, split=split,
+            dataset_names=[source.name for source in recipe.sources], format=recipe.format,
         )  # fmt: skip
-    _write_rejects(recipe.output / "rejects" / f"{planned.name}.jsonl", rejects, task.dataset)
+    write_rejects(output / "rejects" / f"{planned.name}.jsonl", rejects, task.dataset)
     receipt = PartReceipt(
         digest=task.digest,
         name=planned.name,
@@ -157,24 +196,32 @@ def _run(task: PartTask) -> dict[str, Any]:
         structures=len(batch),
         rejects=_by_reason(rejects),
         shard=shard,
-        sums=sums,
-    ).model_dump(mode="json")
-    path = receipt_path(recipe.output, planned.name)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(receipt))
+        files=files,
+        seconds=round(time.thread_time() - began, 6),
+    )
+    write_json(output, receipt_path(output, planned.name), receipt.model_dump(mode="json"))
     return receipt
 
 
-def _read(task: PartTask) -> tuple[RaggedBatch, list[Reject]]:
+def write_json(output: Path, path: Path, value: Any) -> FileReceipt:
+    """Write a JSON value whole, and return its receipt, relative to the output."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(value).encode()
+    with replacing(path) as temporary:
+        temporary.write_bytes(text)
+    checksum = f"{google_crc32c.value(text):08x}"
+    return FileReceipt(path=path.relative_to(output).as_posix(), bytes=len(text), crc32c=checksum)
+
+
+def _read(task: PartTask) -> tuple[Kept, list[Reject]]:
     """Return the accepted structures of a part and everything that was refused in it."""
     part = task.planned.part
-    accepted: list[RaggedBatch] = []
+    accepted: list[Kept] = []
     rejects: list[Reject] = []
     where = f"{part.path} ({part.label})"
     try:
         for block in task.reader.read(part):
-            kept, refused = normalise(block.batch, block.sources, task.recipe.filters)
+            kept, refused = normalise(block.batch, block.sources, task.recipe.filters, task.recipe.edges_cutoff)
             rejects += [*block.rejects, *refused]
             accepted.append(kept)
     except (GfmError, MemoryError) as error:
@@ -194,7 +241,7 @@ def _read(task: PartTask) -> tuple[RaggedBatch, list[Reject]]:
                 f"(at {frame.filename}:{frame.lineno}); either the file has a layout it does not know, or this "
                 "is a mistake in the reader"
             ) from error
-    return RaggedBatch.concatenate(accepted), rejects
+    return Kept.concatenate(accepted), rejects
 
 
 def _unreadable(task: PartTask, error: DataError) -> Reject:
@@ -220,7 +267,7 @@ def _by_reason(rejects: Iterable[Reject]) -> dict[str, int]:
     return dict(sorted(counts.items()))
 
 
-def _write_rejects(path: Path, rejects: list[Reject], dataset: str) -> None:
+def write_rejects(path: Path, rejects: list[Reject], dataset: str) -> None:
     """Write one line per refused record; no file where there is none."""
     if not rejects:
         path.unlink(missing_ok=True)

@@ -16,11 +16,22 @@ from gfm.errors import DataError
 from ingest.readers.base import Part, Reader
 from ingest.recipe import Recipe
 
-__all__ = ["PIPELINE_VERSION", "Plan", "PlannedPart", "differences", "make_plan"]
+__all__ = [
+    "PIPELINE_VERSION",
+    "PackedFile",
+    "Plan",
+    "PlannedPart",
+    "differences",
+    "make_plan",
+    "open_readers",
+    "packed_files",
+    "part_name",
+    "scratch_folders",
+]
 
 # Raised whenever the same recipe and files would give another dataset; an unfinished run of an older version is
 # then not continued.
-PIPELINE_VERSION = 1
+PIPELINE_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -56,6 +67,48 @@ class Plan:
         return {"digest": self.digest, **_content(self.recipe, self.parts, self.files)}
 
 
+@dataclass(frozen=True)
+class PackedFile:
+    """A file that must be unpacked before it can be cut into parts."""
+
+    dataset: str
+    reader: Reader
+    file: Path
+
+
+def open_readers(recipe: Recipe) -> tuple[Reader, ...]:
+    """Return the reader of each source, which finds unpacked files where this recipe has them unpacked.
+
+    Raises:
+        ConfigError: A reader or one of its options does not exist.
+    """
+    readers = [source.open_reader() for source in recipe.sources]
+    folders = scratch_folders(recipe)
+    return tuple(reader.unpacking_to(folder) for reader, folder in zip(readers, folders, strict=True))
+
+
+def scratch_folders(recipe: Recipe) -> list[Path]:
+    """Return where the packed files of each source are unpacked."""
+    output = recipe.output.absolute()
+    if recipe.scratch is None:
+        return [output / "build" / "unpacked" / source.name for source in recipe.sources]
+    return [recipe.scratch.absolute() / f"{output.name}.{source.name}" for source in recipe.sources]
+
+
+def packed_files(recipe: Recipe) -> list[PackedFile]:
+    """Return the files of a recipe that must be unpacked first.
+
+    Raises:
+        ConfigError: A reader or one of its options does not exist.
+        MissingDataError: There is nothing at a path.
+    """
+    return [
+        PackedFile(source.name, reader, file)
+        for source, reader in zip(recipe.sources, open_readers(recipe), strict=True)
+        for file in reader.packed(source.path)
+    ]
+
+
 def make_plan(recipe: Recipe) -> Plan:
     """Look at the files of a recipe and cut them into parts; nothing is read yet.
 
@@ -65,18 +118,23 @@ def make_plan(recipe: Recipe) -> Plan:
         DataError: A file is of another layout, or a source has nothing to read.
     """
     # All options are checked before the first file is opened.
-    readers = tuple(source.open_reader() for source in recipe.sources)
+    readers = open_readers(recipe)
     parts: list[PlannedPart] = []
     for index, (source, reader) in enumerate(zip(recipe.sources, readers, strict=True)):
         found = reader.plan(source.path, int(recipe.part_bytes))
         if not found:
             raise DataError(f"source {source.name}: {source.path} holds nothing that {source.reader} reads")
         for part in found:
-            parts.append(PlannedPart(len(parts), f"{len(parts):06d}", index, part))
+            parts.append(PlannedPart(len(parts), part_name(len(parts)), index, part))
     paths = sorted({planned.part.path for planned in parts})
     files = {path: Path(path).stat().st_size for path in paths if Path(path).is_file()}
     text = json.dumps(_content(recipe, parts, files), sort_keys=True, separators=(",", ":"))
     return Plan(recipe, readers, tuple(parts), files, hashlib.sha256(text.encode()).hexdigest())
+
+
+def part_name(index: int) -> str:
+    """Return the name of the part of this number in the plan."""
+    return f"{index:06d}"
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

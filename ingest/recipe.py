@@ -14,7 +14,7 @@ from ingest.readers.base import Reader
 __all__ = ["Filters", "Recipe", "Source", "SplitConfig"]
 
 # Settings that change where and how the work is done, not what comes out of it.
-_NOT_CONTENT = {"output", "on_error", "cluster"}
+_NOT_CONTENT = {"output", "on_error", "cluster", "scratch"}
 
 
 class Source(Config):
@@ -53,13 +53,20 @@ class Filters(Config):
 
     Attributes:
         max_force: Largest force on an atom, eV/angstrom.
-        min_distance: Shortest distance between two atoms, periodic images included, angstrom.
+        max_stress: Largest component of the stress, eV/angstrom^3.
+        min_distance: Shortest distance between two atoms, periodic images included, angstrom; at most the
+            recipe's ``edges_cutoff``.
         max_atoms: Most atoms of a structure.
+        outliers: How many robust standard deviations (`ingest.outliers`) from the median of its own dataset a
+            structure may be, in energy per atom after the linear reference, and in the logarithms of largest
+            force, largest stress and shortest distance.
     """
 
     max_force: float | None = pydantic.Field(default=500.0, gt=0)
+    max_stress: float | None = pydantic.Field(default=None, gt=0)
     min_distance: float | None = pydantic.Field(default=0.3, gt=0)
     max_atoms: int | None = pydantic.Field(default=None, ge=1)
+    outliers: float | None = pydantic.Field(default=10.0, ge=3)
 
 
 class SplitConfig(Config):
@@ -90,9 +97,13 @@ class Recipe(Config):
         format: Backend of the shards.
         sources: What to read; their order is the order of datasets and rows.
         filters: What is refused, with its reason in ``rejects/``.
+        duplicates: Whether of structures that are equal in geometry and labels, to the last bit and in whatever
+            file or dataset, one is kept: that whose dataset's name, then key, comes first.
         split: How groups are divided into train, validation and test.
         edges_cutoff: Cutoff at which the edges of each structure are counted, angstrom; at most 50.
         part_bytes: About how many bytes of raw files one task reads, and so what a task holds in memory.
+        shard_bytes: What small parts are joined up to; a larger part is a shard of its own.
+        scratch: Where packed files are unpacked that must be; by default inside the output. Removed at the end.
         on_error: Whether a file that cannot be read stops the run, or is counted as one reject.
         cluster: Where Dask computes.
     """
@@ -101,9 +112,12 @@ class Recipe(Config):
     format: Literal["adios", "zarr"] = "adios"
     sources: list[Source] = pydantic.Field(min_length=1, max_length=256)
     filters: Filters = Filters()
+    duplicates: Literal["drop", "keep"] = "drop"
     split: SplitConfig = SplitConfig()
     edges_cutoff: float = pydantic.Field(default=5.0, gt=0, le=50)
     part_bytes: pydantic.ByteSize = pydantic.Field(default=pydantic.ByteSize(64 << 20), ge=1)
+    shard_bytes: pydantic.ByteSize = pydantic.Field(default=pydantic.ByteSize(64 << 20), ge=1)
+    scratch: Path | None = None
     on_error: Literal["stop", "reject"] = "stop"
     cluster: ClusterConfig = ClusterConfig()
 
@@ -112,6 +126,15 @@ class Recipe(Config):
         names = [source.name for source in self.sources]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"sources: two are called {', '.join(twice)}; names tell the datasets apart")
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _distance_below_cutoff(self) -> Self:
+        if self.filters.min_distance is not None and self.filters.min_distance > self.edges_cutoff:
+            raise ValueError(
+                f"filters.min_distance is {self.filters.min_distance} angstrom, above the edges_cutoff of "
+                f"{self.edges_cutoff}: pairs are searched up to that only"
+            )
         return self
 
     def content(self) -> dict[str, Any]:

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from gfm.errors import MissingDataError
-from ingest.output import PLAN, finished_receipt, is_running
+from ingest.output import PLAN, RUNNING, is_running
+from ingest.part import receipt_path
 from store.manifest import MANIFEST, Manifest
 
 __all__ = ["status_of"]
@@ -15,7 +16,8 @@ def status_of(output: Path) -> dict[str, Any]:
     """Return the state of an output directory (a JSON value).
 
     Its keys: ``output``; ``state``: ``complete``, ``running`` or ``unfinished``; ``parts`` done and total;
-    ``structures``; ``rejects`` by reason; ``datasets`` with the same for each; ``dashboard`` while running.
+    ``structures``; ``rejects`` by reason; ``datasets`` with the same for each; ``dashboard`` and ``stage``
+    while running. Parts are those that were read; what is written afterwards is a stage.
 
     Raises:
         MissingDataError: No ingestion was ever begun there.
@@ -23,6 +25,10 @@ def status_of(output: Path) -> dict[str, Any]:
     plan_path = output / PLAN
     if (output / MANIFEST).exists():
         return _complete(output, Manifest.load(output))
+    if not plan_path.exists() and is_running(output):  # what must be unpacked first is not planned yet
+        return {
+            "output": str(output), "state": "running", **_totals([]), **_running(output), "datasets": [],
+        }  # fmt: skip
     if not plan_path.exists():
         raise MissingDataError(f"{output}: no ingestion was begun here; gfm ingest run RECIPE begins one")
     plan = json.loads(plan_path.read_text())
@@ -34,18 +40,18 @@ def status_of(output: Path) -> dict[str, Any]:
     for part in plan["parts"]:
         entry: dict[str, Any] = datasets[names[part["source"]]]
         entry["parts"]["total"] += 1
-        receipt = finished_receipt(output, plan["digest"], part["name"])
-        if receipt is not None:
+        receipt = _receipt(receipt_path(output, part["name"]))
+        if receipt is not None and receipt["digest"] == plan["digest"]:
             entry["parts"]["done"] += 1
-            entry["structures"] += receipt.structures
-            for reason, count in receipt.rejects.items():
+            entry["structures"] += receipt["structures"]
+            for reason, count in receipt["rejects"].items():
                 entry["rejected"][reason] = entry["rejected"].get(reason, 0) + count
     running = is_running(output)
     return {
         "output": str(output),
         "state": "running" if running else "unfinished",
         **_totals(list(datasets.values())),
-        "dashboard": _dashboard(output) if running else None,
+        **(_running(output) if running else {"dashboard": None, "stage": None}),
         "datasets": list(datasets.values()),
     }
 
@@ -59,6 +65,7 @@ def _complete(output: Path, manifest: Manifest) -> dict[str, Any]:
         "structures": manifest.structures,
         "rejects": manifest.rejects,
         "dashboard": None,
+        "stage": None,
         "datasets": [
             {"name": entry.name, "structures": entry.structures, "rejected": entry.rejected}
             for entry in manifest.datasets
@@ -78,9 +85,19 @@ def _totals(datasets: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _dashboard(output: Path) -> str | None:
+def _receipt(path: Path) -> dict[str, Any] | None:
+    """Return the receipt of a part; None if it is not there or torn, so that the part is read again."""
     try:
-        address: str | None = json.loads((output / "build" / "running.json").read_text())["dashboard"]
-    except FileNotFoundError:
+        receipt: dict[str, Any] = json.loads(path.read_bytes())
+    except (FileNotFoundError, ValueError):
         return None
-    return address
+    return receipt
+
+
+def _running(output: Path) -> dict[str, str | None]:
+    """Return where the dashboard of a running ingestion is, and what it is doing."""
+    try:
+        said = json.loads((output / RUNNING).read_text())
+    except FileNotFoundError:
+        return {"dashboard": None, "stage": "starting"}
+    return {"dashboard": said["dashboard"], "stage": said["stage"]}

@@ -9,15 +9,21 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from gfm.data.loggrid import LogGrid, SignedLogGrid
 from gfm.data.moments import Histogram, Moments
-from gfm.data.ragged import RaggedBatch
 from gfm.data.references import MAX_Z, NormalEquations, compositions
 from gfm.data.splits import SPLITS
+from ingest.normalise import Kept
 
-__all__ = ["ElementCounts", "Sums", "sums_of"]
+__all__ = ["ENERGY", "SIZE", "ElementCounts", "ElementMoments", "GridCounts", "Sums", "sums_of"]
 
+# eV/atom, and sizes of anything else: 9 % wide bins up to 1e9.
+SIZE = LogGrid(low=-20, octaves=50, per_octave=8)
+ENERGY = SignedLogGrid(LogGrid(low=-14, octaves=44, per_octave=16))
 _ATOM_EDGES = (1, 2, 3, 5, 10, 20, 30, 50, 75, 100, 150, 200, 300, 500, 1000)
 _FORCE_EDGES = (0.0, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)  # eV/angstrom
+_DISTANCE_EDGES = tuple(round(0.05 * k, 2) for k in range(101))  # angstrom
+_NEIGHBOR_EDGES = tuple(range(0, 202, 2))
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,68 @@ class ElementCounts:
 
 
 @dataclass(frozen=True)
+class GridCounts:
+    """Counts on the bins of a grid that both sides know; kept as the bins that are filled."""
+
+    values: NDArray[np.int64]
+
+    def merge(self, other: "GridCounts") -> "GridCounts":
+        """Return the sum."""
+        return GridCounts(self.values + other.values)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        filled = np.flatnonzero(self.values)
+        return {"size": len(self.values), "bins": filled.tolist(), "counts": self.values[filled].tolist()}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Self:
+        """Return what `to_json` wrote."""
+        values = np.zeros(data["size"], dtype=np.int64)
+        values[data["bins"]] = data["counts"]
+        return cls(values)
+
+    def histogram(self, edges: NDArray[np.float64]) -> Histogram:
+        """Return the filled stretch of the bins as a histogram."""
+        filled = np.flatnonzero(self.values)
+        if not len(filled):
+            return Histogram((0.0, 1.0), (0,))
+        first, last = int(filled[0]), int(filled[-1]) + 1
+        return Histogram(tuple(edges[first : last + 1].tolist()), tuple(self.values[first:last].tolist()))
+
+
+@dataclass(frozen=True)
+class ElementMoments:
+    """Moments of a value over the atoms of each element, by atomic number."""
+
+    values: dict[int, Moments]
+
+    def merge(self, other: "ElementMoments") -> "ElementMoments":
+        """Return the moments of both together."""
+        joined = dict(self.values)
+        for z, moments in other.values.items():
+            joined[z] = joined[z].merge(moments) if z in joined else moments
+        return ElementMoments(dict(sorted(joined.items())))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        return {str(z): moments.to_json() for z, moments in self.values.items()}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Self:
+        """Return what `to_json` wrote."""
+        return cls({int(z): Moments.from_json(moments) for z, moments in data.items()})
+
+    @classmethod
+    def of(cls, values: NDArray[np.float64], numbers: NDArray[np.uint8]) -> Self:
+        """Return the moments of values over atoms (N,) by their atomic numbers (N,)."""
+        order = np.argsort(numbers, kind="stable")
+        bounds = np.searchsorted(numbers[order], np.arange(MAX_Z + 2))
+        present = np.flatnonzero(np.diff(bounds)).tolist()
+        return cls({z: Moments.of(values[order[bounds[z] : bounds[z + 1]]]) for z in present})
+
+
+@dataclass(frozen=True)
 class Sums:
     """Mergeable statistics of some structures of one dataset.
 
@@ -52,8 +120,14 @@ class Sums:
         num_edges: Moments of edges per structure, at the recipe's cutoff.
         energy_per_atom: Moments of total energy per atom, eV.
         force_component: Moments of force components in the training split, eV/angstrom.
+        element_forces: Moments of the length of forces by element, eV/angstrom.
         atom_histogram: Structures by number of atoms.
         force_histogram: Atoms by length of the force, eV/angstrom.
+        neighbor_histogram: Structures by edges per atom, at the recipe's cutoff.
+        distance_histogram: Structures by shortest distance, angstrom.
+        energies: Structures by total energy per atom, eV, on the bins of `ENERGY`.
+        largest_forces: Structures by largest force, eV/angstrom, on the bins of `SIZE`.
+        largest_stresses: Structures by largest stress component, eV/angstrom^3, on the bins of `SIZE`.
         equations: Normal equations of energy on composition, training split.
     """
 
@@ -64,8 +138,14 @@ class Sums:
     num_edges: Moments
     energy_per_atom: Moments
     force_component: Moments
+    element_forces: ElementMoments
     atom_histogram: Histogram
     force_histogram: Histogram
+    neighbor_histogram: Histogram
+    distance_histogram: Histogram
+    energies: GridCounts
+    largest_forces: GridCounts
+    largest_stresses: GridCounts
     equations: NormalEquations
 
     def merge(self, other: "Sums") -> "Sums":
@@ -82,33 +162,46 @@ class Sums:
         return cls(**{f.name: f.type.from_json(data[f.name]) for f in fields(cls)})  # type: ignore[union-attr]
 
 
-def sums_of(batch: RaggedBatch, num_edges: NDArray[np.int64], split: NDArray[np.uint8]) -> Sums:
+def sums_of(kept: Kept, split: NDArray[np.uint8]) -> Sums:
     """Sum over structures of one dataset.
 
     Args:
-        batch: Structures (G).
-        num_edges: Edges of each (G,).
+        kept: The structures (G).
         split: Split of each (G,), an index into `SPLITS`.
     """
+    batch = kept.batch
     counts = compositions(batch)
     train = split == 0
     has_energy, has_forces = batch.has("energy"), batch.has("forces")
     energy = batch.columns.get("energy", np.zeros(len(batch)))
+    per_atom = energy[has_energy] / batch.num_atoms[has_energy]
     forces = batch.columns.get("forces", np.zeros((0, 3), dtype=np.float32)).astype(np.float64)
     owners_have = np.repeat(has_forces, batch.num_atoms)
     owners_train = np.repeat(has_forces & train, batch.num_atoms)
     if not len(forces):
         owners_have = owners_train = np.zeros(0, dtype=bool)
+    norms = np.linalg.norm(forces[owners_have], axis=1)
+    numbers = batch.columns["numbers"]
     fitted = train & has_energy
     return Sums(
         splits=ElementCounts(np.bincount(split, minlength=len(SPLITS)).astype(np.int64)),
-        atoms=ElementCounts(np.bincount(batch.columns["numbers"], minlength=MAX_Z + 1).astype(np.int64)),
+        atoms=ElementCounts(np.bincount(numbers, minlength=MAX_Z + 1).astype(np.int64)),
         structures=ElementCounts((counts > 0).sum(axis=0)),
         num_atoms=Moments.of(batch.num_atoms),
-        num_edges=Moments.of(num_edges),
-        energy_per_atom=Moments.of(energy[has_energy] / batch.num_atoms[has_energy]),
+        num_edges=Moments.of(kept.num_edges),
+        energy_per_atom=Moments.of(per_atom),
         force_component=Moments.of(forces[owners_train]),
+        element_forces=ElementMoments.of(norms, numbers[owners_have] if len(forces) else numbers[:0]),
         atom_histogram=Histogram.of(batch.num_atoms, _ATOM_EDGES),
-        force_histogram=Histogram.of(np.linalg.norm(forces[owners_have], axis=1), _FORCE_EDGES),
+        force_histogram=Histogram.of(norms, _FORCE_EDGES),
+        neighbor_histogram=Histogram.of(kept.num_edges / np.maximum(batch.num_atoms, 1), _NEIGHBOR_EDGES),
+        distance_histogram=Histogram.of(kept.shortest[np.isfinite(kept.shortest)], _DISTANCE_EDGES),
+        energies=GridCounts(ENERGY.count(per_atom)),
+        largest_forces=GridCounts(SIZE.count(_present(kept.largest_force))),
+        largest_stresses=GridCounts(SIZE.count(_present(kept.largest_stress))),
         equations=NormalEquations.of(counts[fitted], energy[fitted]),
     )
+
+
+def _present(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    return values[np.isfinite(values)]

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from gfm.errors import ConfigError, DataError
 
-__all__ = ["EdgeList", "count_edges", "edge_vectors", "neighbor_edges"]
+__all__ = ["EdgeList", "count_edges", "count_pairs", "edge_vectors", "neighbor_edges"]
 
 BINNED_FROM = 300  # atoms; above this number bins are faster than all pairs
 SHELL = 1e-3  # angstrom; neighbours whose distances differ by less form one shell, which the cap does not split
@@ -70,7 +70,7 @@ def neighbor_edges(
     points, vectors, periodic, pointer = _checked(positions, cells, pbc, offsets, cutoff)
     if max_neighbors is not None and max_neighbors < 1:
         raise ConfigError(f"max_neighbors is {max_neighbors}, expected at least 1, or null for no cap")
-    sources, targets, shifts, edge_offsets, bad, code = _all_edges(
+    sources, targets, shifts, edge_offsets, _, bad, code = _all_edges(
         points, vectors, periodic, pointer, float(cutoff), max_neighbors or 0, True
     )
     _raise_for(bad, code)
@@ -81,11 +81,23 @@ def count_edges(
     positions: ArrayLike, cells: ArrayLike, pbc: ArrayLike, offsets: ArrayLike, cutoff: float
 ) -> NDArray[np.int64]:
     """Count the edges of each structure (G,) without keeping them; arguments and errors of `neighbor_edges`."""
+    return count_pairs(positions, cells, pbc, offsets, cutoff)[0]
+
+
+def count_pairs(
+    positions: ArrayLike, cells: ArrayLike, pbc: ArrayLike, offsets: ArrayLike, cutoff: float
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Count the edges of each structure (G,) and find its shortest distance (G,), angstrom, in one search.
+
+    The distance is infinite where no two atoms are closer than the cutoff; arguments and errors of
+    `neighbor_edges`.
+    """
     points, vectors, periodic, pointer = _checked(positions, cells, pbc, offsets, cutoff)
-    *_, edge_offsets, bad, code = _all_edges(points, vectors, periodic, pointer, float(cutoff), 0, False)
+    *_, edge_offsets, shortest, bad, code = _all_edges(
+        points, vectors, periodic, pointer, float(cutoff), 0, False
+    )
     _raise_for(bad, code)
-    counts: NDArray[np.int64] = np.diff(edge_offsets)
-    return counts
+    return np.diff(edge_offsets), np.sqrt(shortest)
 
 
 def edge_vectors(edges: EdgeList, positions: ArrayLike, cells: ArrayLike) -> NDArray[np.float64]:
@@ -445,9 +457,10 @@ def _capped(num, pairs, squares, before, count, cap):  # type: ignore[no-untyped
 
 @numba.njit(nogil=True, cache=True)
 def _all_edges(positions, cells, pbc, offsets, cutoff, cap, keep):  # type: ignore[no-untyped-def]
-    """Return sources, targets, shifts, row pointer, and the structure and code of an error (code 0: none).
+    """Return sources, targets, shifts, row pointer, squares of shortest distances (G,), and an error.
 
-    Without ``keep`` edges are only counted, and the first three are empty.
+    The error is the number of a structure and a code, 0 for none. Without ``keep`` edges are only counted, and
+    the first three are empty.
     """
     num_structures = len(offsets) - 1
     pairs, squares = (
@@ -455,6 +468,7 @@ def _all_edges(positions, cells, pbc, offsets, cutoff, cap, keep):  # type: igno
         np.empty(1024 + 32 * len(positions)),
     )
     edge_offsets = np.zeros(num_structures + 1, dtype=np.int64)
+    shortest = np.full(num_structures, np.inf)
     degrees = np.zeros(len(positions) + 1, dtype=np.int64)
     count, bad, code = 0, 0, 0
     for g in range(num_structures):
@@ -466,6 +480,8 @@ def _all_edges(positions, cells, pbc, offsets, cutoff, cap, keep):  # type: igno
         if code != 0:
             bad, count = g, 0
             break
+        for k in range(before, count):
+            shortest[g] = min(shortest[g], squares[k])
         if cap > 0:
             count = _capped(stop - start, pairs, squares, before, count, cap)
         edge_offsets[g + 1] = edge_offsets[g] + 2 * (count - before)
@@ -492,7 +508,7 @@ def _all_edges(positions, cells, pbc, offsets, cutoff, cap, keep):  # type: igno
         for a in range(3):
             shifts[e, a] = pairs[k, 2 + a]
             shifts[back, a] = -pairs[k, 2 + a]
-    return sources, targets, shifts, edge_offsets, bad, code
+    return sources, targets, shifts, edge_offsets, shortest, bad, code
 
 
 @numba.njit(nogil=True, cache=True)

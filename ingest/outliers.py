@@ -1,0 +1,264 @@
+"""Robust outlier limits, per dataset, from histograms that merge: nobody holds all structures.
+
+A robust standard deviation is 1.4826 x the median absolute deviation from the median, the standard deviation of
+a normal distribution and blind to what outliers say. Energies per atom are judged after the linear reference,
+which is itself fitted without the outliers that it finds; largest force, largest stress and shortest distance
+are judged by their logarithms. Spreads have floors, so that a dataset of near-equal structures is not cut to
+its core.
+
+Source: Rousseeuw and Croux, doi:10.1080/01621459.1993.10476408.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pydantic
+from numpy.typing import NDArray
+
+from gfm.data.references import NormalEquations
+from gfm.runtime.config import Config
+from ingest.duplicates import dropped_rows
+from ingest.plan import part_name
+from ingest.sums import ENERGY, SIZE, GridCounts
+from ingest.tables import Table
+
+__all__ = [
+    "DISTANCE_LIMIT",
+    "ENERGY_LIMIT",
+    "FORCE_LIMIT",
+    "REASONS",
+    "STRESS_LIMIT",
+    "Chunk",
+    "Fit",
+    "Limit",
+    "Screen",
+    "Survey",
+    "energy_limit",
+    "fit_kept",
+    "refusals",
+    "residual_energies",
+    "residuals",
+    "size_limits",
+    "survey",
+]
+
+# By the code that `refusals` gives: kept, and what a structure is refused as.
+REASONS = ("", "duplicate", "force-outlier", "stress-outlier", "distance-outlier", "energy-outlier")
+ENERGY_LIMIT, FORCE_LIMIT = "energy-residual", "largest-force"
+STRESS_LIMIT, DISTANCE_LIMIT = "largest-stress", "shortest-distance"
+_FEWEST = 100  # structures; fewer do not tell what is usual
+_ENERGY_FLOOR = 0.1  # eV/atom
+_SIZE_FLOOR = 1.0  # doublings of force or stress
+_DISTANCE_FLOOR = 0.15  # doublings of distance
+_SLICE = 1 << 14
+
+
+class Limit(Config):
+    """Between which values a dataset's structures may lie.
+
+    Attributes:
+        low: Lowest value allowed; None for no limit.
+        high: Highest value allowed; None for no limit.
+        unit: Unit of the values.
+        median: Their median.
+        spread: Their robust standard deviation (of their logarithm: the factor of one deviation).
+    """
+
+    low: float | None = None
+    high: float | None = None
+    unit: str
+    median: float
+    spread: float
+
+
+class Screen(Config):
+    """What decides about the structures of one dataset once all are read.
+
+    Attributes:
+        reference: Reference energies by atomic number (MAX_Z + 1) that energies are judged by, eV.
+        stored: Those that the manifest states: fitted to what is kept, eV.
+        limits: Robust limits by name.
+        duplicates: Files of `ingest.duplicates` that name duplicates, relative to the output.
+    """
+
+    reference: list[float]
+    stored: list[float]
+    limits: dict[str, Limit] = pydantic.Field(default_factory=dict)
+    duplicates: list[str] = pydantic.Field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some parts of one dataset that one task screens, by their numbers in the plan."""
+
+    output: Path
+    parts: Sequence[int]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Normal equations of training structures that are kept, and how many structures are refused."""
+
+    equations: NormalEquations
+    refused: int
+
+    def merge(self, other: "Fit") -> "Fit":
+        """Return those of both together."""
+        return Fit(self.equations.merge(other.equations), self.refused + other.refused)
+
+
+@dataclass(frozen=True)
+class Survey:
+    """Counts on fixed bins, and the normal equations of the training split, before any limit."""
+
+    forces: GridCounts
+    stresses: GridCounts
+    distances: GridCounts
+    equations: NormalEquations
+
+    def merge(self, other: "Survey") -> "Survey":
+        """Return those of both together."""
+        return Survey(
+            self.forces.merge(other.forces),
+            self.stresses.merge(other.stresses),
+            self.distances.merge(other.distances),
+            self.equations.merge(other.equations),
+        )
+
+
+def survey(chunk: Chunk, screen: Screen) -> Survey:
+    """Count what a chunk holds that is no duplicate."""
+    names = ("largest_force", "largest_stress", "shortest_distance")
+    counts = [np.zeros(SIZE.size, dtype=np.int64) for _ in names]
+    equations = NormalEquations()
+    for index in chunk.parts:
+        table = Table.load(chunk.output, part_name(index))
+        kept = refusals(table, chunk.output, index, screen) == 0
+        for total, field in zip(counts, names, strict=True):
+            values = table.rows[field][kept]
+            total += SIZE.count(values[np.isfinite(values)])
+        equations = equations.merge(_equations(table, kept))
+    forces, stresses, distances = map(GridCounts, counts)
+    return Survey(forces, stresses, distances, equations)
+
+
+def residuals(chunk: Chunk, screen: Screen) -> GridCounts:
+    """Count energies per atom after the reference, of structures that the screen lets pass."""
+    counts = np.zeros(ENERGY.size, dtype=np.int64)
+    for index in chunk.parts:
+        table = Table.load(chunk.output, part_name(index))
+        kept = refusals(table, chunk.output, index, screen) == 0
+        values = residual_energies(table, screen.reference)[kept]
+        counts += ENERGY.count(values[np.isfinite(values)])
+    return GridCounts(counts)
+
+
+def fit_kept(chunk: Chunk, screen: Screen) -> Fit:
+    """Return the normal equations of training structures that the screen lets pass, and how many it refuses."""
+    equations, refused = NormalEquations(), 0
+    for index in chunk.parts:
+        table = Table.load(chunk.output, part_name(index))
+        kept = refusals(table, chunk.output, index, screen) == 0
+        refused += int((~kept).sum())
+        equations = equations.merge(_equations(table, kept))
+    return Fit(equations, refused)
+
+
+def refusals(table: Table, output: Path, index: int, screen: Screen) -> NDArray[np.uint8]:
+    """Return why each structure of a part is refused (G,): an index into `REASONS`, 0 for those kept.
+
+    Args:
+        table: The part's table.
+        output: The dataset's directory.
+        index: The part's number in the plan.
+        screen: What decides.
+    """
+    codes = np.zeros(len(table.rows), dtype=np.uint8)
+    if ENERGY_LIMIT in screen.limits:
+        codes[_outside(residual_energies(table, screen.reference), screen.limits[ENERGY_LIMIT])] = 5
+    for code, name, field in (
+        (4, DISTANCE_LIMIT, "shortest_distance"),
+        (3, STRESS_LIMIT, "largest_stress"),
+        (2, FORCE_LIMIT, "largest_force"),
+    ):
+        if name in screen.limits:
+            codes[_outside(table.rows[field], screen.limits[name])] = code
+    codes[dropped_rows(output, screen.duplicates, index)["row"]] = 1
+    return codes
+
+
+def residual_energies(table: Table, reference: Sequence[float]) -> NDArray[np.float64]:
+    """Return energy per atom after reference energies (MAX_Z + 1): (G,), eV/atom; NaN without energy."""
+    energies = table.rows["energy"] - table.reference_energies(np.array(reference))
+    values: NDArray[np.float64] = energies / table.rows["num_atoms"]
+    return values
+
+
+def size_limits(counted: Survey, outliers: float) -> dict[str, Limit]:
+    """Return the limits of force, stress and distance that a survey supports."""
+    limits = {
+        FORCE_LIMIT: _log_limit(counted.forces, outliers, _SIZE_FLOOR, "eV/angstrom", upper=True),
+        STRESS_LIMIT: _log_limit(counted.stresses, outliers, _SIZE_FLOOR, "eV/angstrom^3", upper=True),
+        DISTANCE_LIMIT: _log_limit(counted.distances, outliers, _DISTANCE_FLOOR, "angstrom", upper=False),
+    }
+    return {name: limit for name, limit in limits.items() if limit is not None}
+
+
+def energy_limit(counts: GridCounts, outliers: float) -> Limit | None:
+    """Return the limit of energies per atom after the reference; None for too few structures."""
+    if counts.values.sum() < _FEWEST:
+        return None
+    median, deviation = _median_and_deviation(ENERGY.centre(np.arange(ENERGY.size)), counts.values)
+    spread = max(1.4826 * deviation, _ENERGY_FLOOR)
+    reach = outliers * spread
+    return Limit(low=median - reach, high=median + reach, unit="eV/atom", median=median, spread=spread)
+
+
+def _log_limit(counts: GridCounts, outliers: float, floor: float, unit: str, *, upper: bool) -> Limit | None:
+    if counts.values.sum() < _FEWEST:
+        return None
+    octaves = np.log2(SIZE.centre(np.arange(SIZE.size)))
+    median, deviation = _median_and_deviation(octaves, counts.values)
+    spread = max(1.4826 * deviation, floor)
+    # Beyond the grid there is nothing to limit, and 2**1000 is no number to show.
+    reach = median + outliers * spread if upper else median - outliers * spread
+    edge = None if reach > SIZE.low + SIZE.octaves or reach < SIZE.low else float(2.0**reach)
+    low, high = (None, edge) if upper else (edge, None)
+    return Limit(low=low, high=high, unit=unit, median=float(2.0**median), spread=float(2.0**spread))
+
+
+def _median_and_deviation(values: NDArray[np.float64], counts: NDArray[np.int64]) -> tuple[float, float]:
+    """Return the median of counted values and the median of their absolute deviations from it."""
+    median = _median(values, counts)
+    return median, _median(np.abs(values - median), counts)
+
+
+def _median(values: NDArray[np.float64], counts: NDArray[np.int64]) -> float:
+    order = np.argsort(values, kind="stable")
+    running = np.cumsum(counts[order])
+    return float(values[order[np.searchsorted(running, (running[-1] + 1) // 2)]])
+
+
+def _outside(values: NDArray[np.floating], limit: Limit) -> NDArray[np.bool_]:
+    """Return which values (G,) are refused; NaN compares as false, and infinite is above all."""
+    outside = np.zeros(len(values), dtype=bool)
+    if limit.low is not None:
+        outside |= values < limit.low
+    if limit.high is not None:
+        outside |= values > limit.high
+    return outside
+
+
+def _equations(table: Table, kept: NDArray[np.bool_]) -> NormalEquations:
+    """Return the normal equations of a part's training structures that are kept and have an energy."""
+    rows = table.rows
+    chosen = np.flatnonzero(kept & (rows["split"] == 0) & np.isfinite(rows["energy"]))
+    equations = NormalEquations()
+    for first in range(0, len(chosen), _SLICE):
+        some = rows[chosen[first : first + _SLICE]]
+        equations = equations.merge(
+            NormalEquations.of(table.formulas[some["formula"]].astype(np.float64), some["energy"])
+        )
+    return equations
