@@ -10,8 +10,10 @@ Source: opcodes as documented in CPython's ``pickletools``; the stream of ``torc
 _use_new_zipfile_serialization=False)``.
 """
 
+import re
 import struct
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -29,7 +31,20 @@ _STORAGES = {
     "LongStorage": "<i8", "IntStorage": "<i4", "ShortStorage": "<i2", "CharStorage": "i1", "ByteStorage": "u1",
     "BoolStorage": "?",
 }  # fmt: skip
-
+# The two pickles that torch writes between a stream's header and its numbers, memo or none: what a storage is
+# (class, key, device, size, no view), and the list of its key. What looks otherwise is interpreted.
+_USUAL = re.compile(
+    rb"\x80\x02\(X\x07\0\0\0storage(?:q.)?ctorch\n([A-Za-z0-9]+)\n(?:q.)?X(.)\0\0\0([0-9]+)(?:q.)?"
+    rb"X\x03\0\0\0cpu(?:q.)?(?:K.|M..|J....)Nt(?:q.)?Q\.\x80\x02\](?:q.)?X\2\0\0\0\3(?:q.)?a\.",
+    re.DOTALL,
+)
+# What follows the bytes in the record: the storage is read; offset 0, shape, stride, no gradient, no hooks.
+_TENSOR = re.compile(
+    rb"\x94\x85\x94R\x94K\0((?:K.|M..)+)([\x85-\x87])\x94((?:K.|M..)+)([\x85-\x87])\x94"
+    rb"\x89h(.)\)R\x94t\x94R\x94",
+    re.DOTALL,
+)
+_COUNT = struct.Struct("<q")
 
 # What reading instructions that do not fit together ends in; MemoryError is a length that nothing backs.
 _DAMAGE = (
@@ -105,16 +120,7 @@ def read_pickle(data: bytes) -> Any:
         return _run(data, 0, None)[0]
     except Refused:
         raise
-    except (
-        RecursionError,
-        IndexError,
-        KeyError,
-        ValueError,
-        TypeError,
-        AttributeError,
-        OverflowError,
-        struct.error,
-    ) as error:
+    except _DAMAGE as error:
         raise Refused("bad-pickle", f"{type(error).__name__}: {error}") from error
 
 
@@ -125,53 +131,58 @@ def _run(data: bytes, start: int, persistent: Callable[[Any], Any] | None) -> tu
     memo: dict[int, Any] = {}
     at = start
     end = len(data)
+    # The most frequent instructions of a record come first.
     while at < end:
         op = data[at]
         at += 1
-        if op in _SHORT:  # a length or a number in one byte
+        if op == 0x94:  # MEMOIZE
+            memo[len(memo)] = stack[-1]
+        elif op == 0x4B:  # BININT1
+            stack.append(data[at])
+            at += 1
+        elif op == 0x8C:  # SHORT_BINUNICODE
             size = data[at]
             at += 1
-            if op == 0x4B:  # BININT1
-                stack.append(size)
-            elif op == 0x71:  # BINPUT
-                memo[size] = stack[-1]
-            elif op == 0x68:  # BINGET
-                stack.append(memo[size])
-            elif op == 0x8C:  # SHORT_BINUNICODE
-                stack.append(_bytes(data, at, size).decode())
-                at += size
-            elif op == 0x43:  # SHORT_BINBYTES
-                stack.append(_bytes(data, at, size))
-                at += size
-            elif op == 0x8A:  # LONG1
-                stack.append(int.from_bytes(_bytes(data, at, size), "little", signed=True))
-                at += size
-        elif op == 0x94:  # MEMOIZE
-            memo[len(memo)] = stack[-1]
-        elif op in _CONSTANTS:
-            stack.append(_CONSTANTS[op]())
+            stack.append(_bytes(data, at, size).decode())
+            at += size
+        elif op == 0x68:  # BINGET
+            stack.append(memo[data[at]])
+            at += 1
+        elif op == 0x52 or op == 0x81:  # REDUCE, NEWOBJ
+            arguments = stack.pop()
+            stack[-1] = _call(stack[-1], arguments)
+        elif op == 0x4E:  # NONE
+            stack.append(None)
         elif op == 0x28:  # MARK
             marks.append(len(stack))
-        elif op in (0x85, 0x86, 0x87):  # TUPLE1, 2, 3
+        elif op == 0x74:  # TUPLE
+            first = marks.pop()
+            stack[first:] = [tuple(stack[first:])]
+        elif 0x85 <= op <= 0x87:  # TUPLE1, 2, 3
             count = op - 0x84
             if count > len(stack):
                 raise Refused("bad-pickle", f"stack too short at byte {at - 1}")
             stack[-count:] = [tuple(stack[-count:])]
+        elif op == 0x71:  # BINPUT
+            memo[data[at]] = stack[-1]
+            at += 1
+        elif op in _CONSTANTS:
+            stack.append(_CONSTANTS[op]())
         elif op in _WIDE:
-            form, width = _WIDE[op]
-            (value,) = struct.unpack_from(form, data, at)
+            read, width = _WIDE[op]
+            (value,) = read(data, at)
             at += width
-            if op in (0x58, 0x8D):  # BINUNICODE, BINUNICODE8
-                stack.append(_bytes(data, at, value).decode())
-                at += value
-            elif op in (0x42, 0x8E):  # BINBYTES, BINBYTES8
+            if op == 0x42 or op == 0x8E:  # BINBYTES, BINBYTES8
                 stack.append(_bytes(data, at, value))
+                at = _rest_of_tensor(data, at + value, stack, marks, memo)
+            elif op == 0x58 or op == 0x8D:  # BINUNICODE, BINUNICODE8
+                stack.append(_bytes(data, at, value).decode())
                 at += value
             elif op == 0x72:  # LONG_BINPUT
                 memo[value] = stack[-1]
             elif op == 0x6A:  # LONG_BINGET
                 stack.append(memo[value])
-            elif op not in (0x95, 0x80):  # BININT, BININT2, BINFLOAT; FRAME and PROTO say nothing
+            elif op != 0x95 and op != 0x80:  # BININT, BININT2, BINFLOAT; FRAME and PROTO say nothing
                 stack.append(value)
         elif op == 0x93:  # STACK_GLOBAL
             name = stack.pop()
@@ -180,21 +191,16 @@ def _run(data: bytes, start: int, persistent: Callable[[Any], Any] | None) -> tu
             first, second = data.index(b"\n", at), data.index(b"\n", data.index(b"\n", at) + 1)
             stack.append(_Name(data[at:first].decode(), data[first + 1 : second].decode()))
             at = second + 1
-        elif op in (0x52, 0x81):  # REDUCE, NEWOBJ
-            arguments = stack.pop()
-            stack[-1] = _call(stack[-1], arguments)
         elif op == 0x62:  # BUILD
             state = stack.pop()
             if not isinstance(stack[-1], _Bag):
                 raise Refused("bad-pickle", f"state for a {type(stack[-1]).__name__}")
             stack[-1].build(state)
-        elif op in (0x74, 0x75, 0x65):  # TUPLE, SETITEMS, APPENDS
+        elif op == 0x75 or op == 0x65:  # SETITEMS, APPENDS
             first = marks.pop()
             items = stack[first:]
             del stack[first:]
-            if op == 0x74:
-                stack.append(tuple(items))
-            elif op == 0x65:
+            if op == 0x65:
                 _list(stack[-1]).extend(items)
             else:
                 _set(stack[-1], items[::2], items[1::2])
@@ -204,6 +210,12 @@ def _run(data: bytes, start: int, persistent: Callable[[Any], Any] | None) -> tu
         elif op == 0x61:  # APPEND
             value = stack.pop()
             _list(stack[-1]).append(value)
+        elif op == 0x43 or op == 0x8A:  # SHORT_BINBYTES, LONG1
+            size = data[at]
+            at += 1
+            content = _bytes(data, at, size)
+            stack.append(content if op == 0x43 else int.from_bytes(content, "little", signed=True))
+            at += size
         elif op == 0x51 and persistent is not None:  # BINPERSID
             stack[-1] = persistent(stack[-1])
         elif op == 0x2E:  # STOP
@@ -213,14 +225,52 @@ def _run(data: bytes, start: int, persistent: Callable[[Any], Any] | None) -> tu
     raise Refused("bad-pickle", "ends before its end mark")
 
 
-_SHORT = frozenset((0x4B, 0x71, 0x68, 0x8C, 0x43, 0x8A))
 _CONSTANTS: dict[int, Callable[[], Any]] = {
-    0x4E: lambda: None, 0x88: lambda: True, 0x89: lambda: False, 0x7D: dict, 0x5D: list, 0x29: tuple,
+    0x88: lambda: True, 0x89: lambda: False, 0x7D: dict, 0x5D: list, 0x29: tuple,
 }  # fmt: skip
 _WIDE = {
-    0x58: ("<I", 4), 0x8D: ("<Q", 8), 0x42: ("<I", 4), 0x8E: ("<Q", 8), 0x72: ("<I", 4), 0x6A: ("<I", 4),
-    0x4A: ("<i", 4), 0x4D: ("<H", 2), 0x47: (">d", 8), 0x95: ("<Q", 8), 0x80: ("<B", 1),
+    op: (struct.Struct(form).unpack_from, struct.calcsize(form))
+    for op, form in {
+        0x58: "<I", 0x8D: "<Q", 0x42: "<I", 0x8E: "<Q", 0x72: "<I", 0x6A: "<I", 0x4A: "<i", 0x4D: "<H",
+        0x47: ">d", 0x95: "<Q", 0x80: "<B",
+    }.items()
 }  # fmt: skip
+
+
+def _rest_of_tensor(data: bytes, at: int, stack: list[Any], marks: list[int], memo: dict[int, Any]) -> int:
+    """Do what stands between a storage's bytes and the end of its tensor at once, if it is the usual.
+
+    Two thirds of a record's instructions are these. Stack, marks and memo end as they would one by one; where
+    they are others, nothing changes and ``at`` is returned.
+    """
+    usual = _TENSOR.match(data, at)
+    # Below the bytes: the function that reads them, the mark of the arguments, and the function they are of.
+    if usual is None or not marks or marks[-1] != len(stack) - 2 or not marks[-1]:
+        return at
+    shape, stride = _integers(usual[1]), _integers(usual[3])
+    ordered_dict = memo.get(usual[5][0])
+    if ordered_dict is None or (len(shape), len(stride)) != (usual[2][0] - 0x84, usual[4][0] - 0x84):
+        return at
+    content = (stack.pop(),)
+    storage = _call(stack.pop(), content)
+    hooks = _call(ordered_dict, ())
+    arguments = (storage, 0, shape, stride, False, hooks)
+    stack[-1] = _call(stack[-1], arguments)
+    marks.pop()
+    for value in (*content, content, storage, shape, stride, hooks, arguments, stack[-1]):
+        memo[len(memo)] = value
+    return usual.end()
+
+
+@lru_cache(maxsize=4096)
+def _integers(instructions: bytes) -> tuple[int, ...]:
+    """Return the integers that a run of BININT1 and BININT2 puts on the stack."""
+    found, at = [], 0
+    while at < len(instructions):
+        width = 1 if instructions[at] == 0x4B else 2
+        found.append(int.from_bytes(instructions[at + 1 : at + 1 + width], "little"))
+        at += 1 + width
+    return tuple(found)
 
 
 def _bytes(data: bytes, at: int, size: int) -> bytes:
@@ -258,9 +308,13 @@ def _storage(stream: bytes) -> NDArray[Any]:
     if type(stream) is not bytes:
         raise Refused("bad-pickle", "a tensor without bytes")
     at = _header_nbytes(stream)
-    dtype, at = _run(stream, at, _storage_dtype)
-    _, at = _run(stream, at, None)  # names of the storages; one here
-    (count,) = struct.unpack_from("<q", stream, at)
+    usual = _USUAL.match(stream, at)
+    if usual is not None and usual[2][0] == len(usual[3]) and (name := usual[1].decode()) in _STORAGES:
+        dtype, at = _STORAGES[name], usual.end()
+    else:
+        dtype, at = _run(stream, at, _storage_dtype)
+        _, at = _run(stream, at, None)  # names of the storages; one here
+    (count,) = _COUNT.unpack_from(stream, at)
     if type(dtype) is not str or dtype not in _STORAGES.values():
         raise Refused("bad-pickle", "a tensor without storage class")
     form = "<u2" if dtype == "bfloat16" else dtype
@@ -298,20 +352,24 @@ def _storage_dtype(persistent: Any) -> str:
 
 
 def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> NDArray[Any]:
-    """Return the tensor (a copy) that lies in a storage with this offset, shape and stride."""
+    """Return the tensor (not writeable) that lies in a storage with this offset, shape and stride."""
     whole = (offset, *shape, *stride)
     if not isinstance(storage, np.ndarray) or len(shape) != len(stride) or len(shape) > 8:
         raise Refused("bad-pickle", "a tensor without storage, or with another number of strides than axes")
-    if not all(type(number) is int and 0 <= number < 2**62 for number in whole):
-        raise Refused("bad-pickle", "a tensor whose offset, shape or stride is no whole number")
-    count = 1
-    for size in shape:
+    for number in whole:
+        if type(number) is not int or not 0 <= number < 2**62:
+            raise Refused("bad-pickle", "a tensor whose offset, shape or stride is no whole number")
+    count, last, dense = 1, offset, True
+    for size, step in zip(reversed(shape), reversed(stride), strict=True):
+        dense = dense and step == count
+        last += (size - 1) * step
         count *= size
-    last = offset + sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
     if count and (last >= storage.size or count > max(storage.size, _MAX_EXPANDED)):
         raise Refused("bad-pickle", f"a tensor of shape {shape} in a storage of {storage.size}")
     if not count:
         return np.empty(0, dtype=storage.dtype)
+    if dense:
+        return storage[offset : offset + count].reshape(shape)
     bytes_stride = [step * storage.itemsize for step in stride]
     return np.lib.stride_tricks.as_strided(storage[offset:], shape, bytes_stride, writeable=False).copy()
 
@@ -324,20 +382,7 @@ def _scalar(dtype: Any, data: Any) -> Any:
 
 
 def _dtype(name: Any, *_: Any) -> _Dtype:
-    if type(name) is not str or name not in (
-        "f8",
-        "f4",
-        "f2",
-        "i8",
-        "i4",
-        "i2",
-        "i1",
-        "u8",
-        "u4",
-        "u2",
-        "u1",
-        "b1",
-    ):
+    if type(name) is not str or name not in _NUMBERS:
         raise Refused("bad-pickle", "a numpy dtype that is no plain number")
     bag = _Dtype()
     bag.state = name

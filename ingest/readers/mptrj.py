@@ -24,7 +24,7 @@ from gfm.data.structure import Structure
 from gfm.data.units import KBAR
 from gfm.errors import CorruptDataError, DataError
 from ingest.readers.base import Block, Part, Published, Reader, find_files, hash_id
-from ingest.readers.records import ATOMIC_NUMBERS, BlockBuilder, Refused
+from ingest.readers.records import ATOMIC_NUMBERS, PERIODIC, BlockBuilder, Refused
 from ingest.readers.text import STREAM_ERRORS, is_packed, open_text
 
 __all__ = ["MPtrj"]
@@ -33,8 +33,6 @@ _MATERIAL = re.compile(rb'"((?:mp|mvc)-\d+)"\s*:\s*\{')
 _FRAME = re.compile(r'\s*,?\s*"([^"\\]{1,100})"\s*:\s*(?=\{)')
 _NEXT_FRAME = re.compile(r'"((?:mp|mvc)-\d+(?:-\d+)+)"\s*:\s*\{\s*"')
 _SPECIES = itemgetter("species")
-_PERIODIC = np.ones(3, dtype=bool)
-_PERIODIC.flags.writeable = False
 _CHUNK = 4 << 20
 _ID_BYTES = 128  # a material id and its colon are shorter
 _MAX_MATERIAL = 1 << 30
@@ -176,7 +174,7 @@ class MPtrj(Reader):
             numbers=np.array(numbers, dtype=np.uint8),
             positions=_numbers("positions", positions),
             cell=_numbers("cell", matrix),
-            pbc=_PERIODIC,
+            pbc=PERIODIC,
             energy=frame.get(self.label),
             forces=None if forces is None else _numbers("forces", forces),
             stress=None if stress is None else _numbers("stress", stress) * -KBAR,

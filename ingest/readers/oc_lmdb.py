@@ -6,6 +6,7 @@ LMDB maps its file and trusts it, so a file shorter than its own header says is 
 Source: ``preprocess_ef.py`` (2021) and its successor (2024) in github.com/facebookresearch/fairchem.
 """
 
+import math
 import os
 import struct
 import threading
@@ -20,7 +21,7 @@ from gfm.data.structure import Structure
 from gfm.errors import CorruptDataError, DataError
 from ingest.readers.base import Block, Part, hash_id
 from ingest.readers.lmdb_pickle import read_pickle, read_record
-from ingest.readers.records import BlockBuilder, Refused, atomic_numbers, check_structure
+from ingest.readers.records import PERIODIC, BlockBuilder, Refused, atomic_numbers, check_structure
 
 __all__ = ["UNITS", "is_lmdb", "plan_lmdb", "read_lmdb", "structure_of"]
 
@@ -68,7 +69,7 @@ def plan_lmdb(name: str, file: Path, part_bytes: int) -> list[Part]:
 
 
 def read_lmdb(part: Part, structure_from: Callable[[dict[str, Any]], Structure]) -> Iterator[Block]:
-    """Read one part; ``structure_from`` makes a structure of a record's values, or raises `Refused`.
+    """Read one part; ``structure_from`` makes a structure as `structure_of` does, or raises `Refused`.
 
     Raises:
         CorruptDataError: The file cannot be opened.
@@ -82,7 +83,7 @@ def read_lmdb(part: Part, structure_from: Callable[[dict[str, Any]], Structure])
                 value = transaction.get(str(index).encode())
             if value is None:
                 raise Refused("missing-record", f"there is no key b'{index}'")
-            builder.add(structure_from(read_record(value)), source)
+            builder.offer(structure_from(read_record(value)), source, forces=False)
         except Refused as refused:
             builder.refuse(source, refused)
         except lmdb.Error as error:
@@ -94,7 +95,7 @@ def read_lmdb(part: Part, structure_from: Callable[[dict[str, Any]], Structure])
 
 
 def structure_of(values: dict[str, Any], family: str, *, require_forces: bool) -> Structure:
-    """Return the structure that a record describes.
+    """Return the structure that a record describes; its numbers are still to be checked (`BlockBuilder.offer`).
 
     Args:
         values: Attributes of the pickled ``Data``.
@@ -107,7 +108,25 @@ def structure_of(values: dict[str, Any], family: str, *, require_forces: bool) -
     for name in ("atomic_numbers", "pos", "cell"):
         if not isinstance(values.get(name), np.ndarray):
             raise Refused(f"missing-{name.replace('atomic_', '').replace('pos', 'positions')}", name)
-    numbers = atomic_numbers(values["atomic_numbers"])
+    numbers = values["atomic_numbers"]
+    try:
+        structure = _assembled(values, family)
+    except Refused:
+        atomic_numbers(numbers)  # a wrong one is what a record is refused for first
+        raise
+    if numbers.ndim == 1 and structure.energy is not None and structure.forces is not None:
+        return structure
+    structure.numbers = atomic_numbers(numbers)
+    return check_structure(structure, forces=require_forces)
+
+
+def _assembled(values: dict[str, Any], family: str) -> Structure:
+    """Return the structure of a record that has atomic numbers, positions and a cell.
+
+    Raises:
+        Refused: They do not fit together, or a number is none.
+    """
+    numbers = values["atomic_numbers"]
     natoms = _number(values, "natoms")
     if natoms is not None and natoms != numbers.size:
         raise Refused("bad-shape", f"natoms says {natoms:g}, atomic_numbers has {numbers.size}")
@@ -121,20 +140,19 @@ def structure_of(values: dict[str, Any], family: str, *, require_forces: bool) -
     sid, fid = _number(values, "sid"), _number(values, "fid")
     if sid is None or fid is None:
         raise Refused("missing-id", "sid" if sid is None else "fid")
-    if not (np.isfinite(sid) and np.isfinite(fid)):
+    if not all(isinstance(number, int) or math.isfinite(number) for number in (sid, fid)):
         raise Refused("missing-id", f"sid {sid}, fid {fid}")
-    structure = Structure(
+    return Structure(
         numbers=numbers,
         positions=values["pos"],
         cell=values["cell"].reshape(3, 3).astype(np.float64),
-        pbc=np.ones(3, dtype=bool),
+        pbc=PERIODIC,
         energy=energy if energy is not None else _number(values, "y"),
         forces=forces,
         fixed=fixed != 0 if isinstance(fixed, np.ndarray) else None,
         group=hash_id(f"{family}:{int(sid)}"),
         key=hash_id(f"{family}:{int(sid)}/{int(fid)}"),
     )
-    return check_structure(structure, forces=require_forces)
 
 
 def _number(values: dict[str, Any], name: str) -> float | int | None:

@@ -17,6 +17,7 @@ from ingest.readers.suspects import suspects, wrong_numbers
 __all__ = [
     "ATOMIC_NUMBERS",
     "MAX_Z",
+    "PERIODIC",
     "SYMBOLS",
     "BlockBuilder",
     "Refused",
@@ -29,6 +30,11 @@ __all__ = [
 MAX_Z = 118
 SYMBOLS: tuple[str, ...] = tuple(chemical_symbols[: MAX_Z + 1])  # by atomic number; the first is a placeholder
 ATOMIC_NUMBERS: dict[str, int] = {symbol: number for number, symbol in enumerate(SYMBOLS) if number}
+
+PERIODIC: NDArray[np.bool_] = np.ones(
+    3, dtype=bool
+)  # along all three lattice vectors; shared, not to be written
+PERIODIC.flags.writeable = False
 
 
 class Refused(DataError):
