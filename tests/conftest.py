@@ -75,7 +75,10 @@ def slurm_nodes() -> Iterator[Any]:
 @pytest.fixture
 def slurm(slurm_nodes: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """The private Slurm, whose commands work in this process and its children: no jobs, all nodes up."""
+    environment = slurm_nodes.environment
+    for name in os.environ.keys() - environment.keys():
+        monkeypatch.delenv(name)  # of a batch job that the tests themselves may be
     for name in ("SLURM_CONF", "PATH"):
-        monkeypatch.setenv(name, slurm_nodes.environment[name])
+        monkeypatch.setenv(name, environment[name])
     yield slurm_nodes
     slurm_nodes.clean()

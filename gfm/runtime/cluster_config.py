@@ -150,6 +150,8 @@ class ClusterConfig(Config):
         busy = self.processes_per_job * self.threads
         if self.cores is not None and self.cores < busy:
             raise ValueError(f"cores: {self.cores} a job are fewer than its {busy} computing threads")
+        if self.kind == "htcondor" and (odd := [line for line in self.directives if "=" not in line]):
+            raise ValueError(f"directives: {odd[0]!r}: expected name = value")
         if self.host is not None and self.interface is not None:
             raise ValueError("host and interface say the same thing: give one of them")
         lifetime, stagger = self.retirement

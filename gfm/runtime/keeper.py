@@ -8,6 +8,7 @@ import asyncio
 import logging
 import math
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,12 +43,13 @@ class WatchedJob:
     """What is added to dask-jobqueue's classes of jobs; ``threads`` is set by the class made of both.
 
     Attributes:
-        refused: What the batch system said when it did not take the job.
+        refused: Why the batch system did not take the job.
         arrived: Whether a worker of it was seen.
         missing: Since when (monotonic seconds) all of its workers are gone.
     """
 
     threads: int
+    submit_command: str
     refused: str | None = None
     arrived: bool = False
     missing: float | None = None
@@ -63,10 +65,15 @@ class WatchedJob:
         """Submit the job. A refusal is left to the keeper: raised here, it would reach nobody."""
         try:
             await super().start()  # type: ignore[misc]
+        except FileNotFoundError:
+            self._refuse(f"there is no program {self.submit_command} on this machine")
         except (OSError, RuntimeError, ValueError) as error:
-            text = str(error)
-            self.refused = (text.partition("stderr:\n")[2].strip() or text).replace("\n", " ")
-            self.status = Status.running
+            answer = str(error).partition("stderr:\n")[2].strip() or str(error)
+            self._refuse(f"{self.submit_command} answered: {' '.join(answer.split())}")
+
+    def _refuse(self, reason: str) -> None:
+        self.refused = reason
+        self.status = Status.running
 
     async def close(self) -> None:
         """Cancel the job."""
@@ -105,6 +112,11 @@ class Keeper(Adaptive):
     def hopeless(self) -> bool:
         """Whether waiting for the first worker makes no sense."""
         return self._ended >= _ATTEMPTS or (self.trouble is not None and not self._accepted)
+
+    @property
+    def program(self) -> str:
+        """Name of the command that lists jobs."""
+        return self._queue[0] if self._queue else "nobody"
 
     async def safe_target(self) -> int:
         """Return the number of workers wanted: whole jobs, else the last would come and go."""
@@ -203,9 +215,13 @@ def _queue_in_words(cluster: Any, keeper: Keeper) -> str:
     states: dict[str, str] | None = cluster.sync(keeper.queue_states)
     if states is None:
         return f"{len(mine)} jobs are submitted ({', '.join(mine[:8])})"
-    found = [states.get(job, "no longer in the queue") for job in mine]
-    counts = [f"{found.count(state)} {state}" for state in sorted(set(found))]
-    return f"squeue says of {len(mine)} jobs: {', '.join(counts) or 'nothing'}"
+    found = [states.get(job, "ENDED") for job in mine]
+    counts = Counter(text.split()[0] for text in found)
+    text = ", ".join(f"{count} {state}" for state, count in counts.items()) or "nothing"
+    reasons = sorted({text.partition(" ")[2] for text in found} - {"", "None"})
+    return f"{keeper.program} says of {len(mine)} jobs: {text}" + (
+        f" ({'; '.join(reasons)})" if reasons else ""
+    )
 
 
 def _job_name(worker: Any) -> str:
@@ -222,7 +238,7 @@ def _is_over(job: Any, states: Mapping[str, str] | None) -> bool:
 def _reason(job: Any) -> str:
     """Say why a job never was a worker: what the batch system answered, or the end of its output."""
     if job.refused is not None:
-        return f"{job.submit_command} answered: {job.refused}"
+        return str(job.refused)
     last = ""
     if job.log_directory is not None:
         for path in sorted(Path(job.log_directory).glob(f"*{job.job_id}*")):
