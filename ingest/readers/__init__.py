@@ -10,6 +10,7 @@ READERS = Registry(
         "ani1x": "ingest.readers.ani1x:Ani1x",
         "ase_db": "ingest.readers.ase_db:AseDb",
         "extxyz": "ingest.readers.extxyz:ExtXyz",
+        "hdf5": "ingest.readers.hdf5:Hdf5",
         "mptrj": "ingest.readers.mptrj:MPtrj",
         "oc20": "ingest.readers.oc20:Oc20",
         "oc22": "ingest.readers.oc22:Oc22",
