@@ -228,6 +228,8 @@ def finite(name: str, values: Any, dtype: type[np.floating[Any]]) -> NDArray[Any
     Raises:
         Refused: They are not numbers, or one is NaN, infinite, or too large for the dtype.
     """
+    if isinstance(values, np.ndarray) and values.dtype.kind == "c":
+        raise Refused(f"bad-{name}", f"dtype {values.dtype}")
     try:
         with np.errstate(over="ignore"):
             array = np.asarray(np.asarray(values, dtype=np.float64), dtype=dtype)

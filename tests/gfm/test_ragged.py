@@ -104,11 +104,31 @@ def test_select_never_makes_a_label_up() -> None:
 def test_a_wrong_shape_is_named() -> None:
     with pytest.raises(DataError, match=r"forces has shape \(2, 3\), expected \(3, 3\) for 3 atoms"):
         RaggedBatch.from_structures([water(forces=np.zeros((2, 3)))])
+    for name, value in (
+        ("stress", np.zeros(9)), ("pbc", np.ones(2, bool)), ("cell", np.zeros((2, 3))),
+        ("fixed", np.zeros((3, 1))), ("positions", np.zeros((3, 2))), ("forces", [[0.0], [0.0, 0.0], []]),
+    ):  # fmt: skip
+        bad = water()
+        setattr(bad, name, value)
+        with pytest.raises(
+            (DataError, ValueError), match=name if isinstance(value, np.ndarray) else "inhomogen"
+        ):
+            RaggedBatch.from_structures([water(), bad, water()])
     good = RaggedBatch.from_structures([water()])
     with pytest.raises(DataError, match="column positions is float64"):
         RaggedBatch({**good.columns, "positions": np.zeros((3, 3))}, good.offsets)
     with pytest.raises(DataError, match="the column cell is missing"):
         RaggedBatch({name: c for name, c in good.columns.items() if name != "cell"}, good.offsets)
+
+
+def test_wrong_lengths_that_add_up_are_seen() -> None:
+    few, many = water(forces=np.zeros((2, 3))), water(forces=np.zeros((4, 3)))
+    with pytest.raises(DataError, match=r"forces has shape \(2, 3\)"):
+        RaggedBatch.from_structures([few, many])
+    flat, tall = water(), water()
+    flat.cell, tall.cell = np.zeros((2, 3)), np.zeros((4, 3))
+    with pytest.raises(DataError, match=r"cell has shape \(2, 3\)"):
+        RaggedBatch.from_structures([flat, tall])
 
 
 def test_records_outside_of_the_bytes_are_refused() -> None:

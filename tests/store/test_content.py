@@ -33,6 +33,14 @@ def test_columns_that_no_structure_uses_do_not_matter(batch):
     assert content_hash(bare.select(["energy", "stress", "spin"]), NAMES) == content_hash(bare, NAMES)
 
 
+def test_hashing_leaves_the_batch_as_it_was(batch):
+    for one in (batch, batch.select(["energy"])):
+        one.columns["dataset"] = np.ones(25, dtype=np.uint8)
+        before = {name: column.tobytes() for name, column in one.columns.items()}
+        assert content_hash(one, NAMES) == content_hash(one.take(np.arange(25)), NAMES)
+        assert {name: column.tobytes() for name, column in one.columns.items()} == before
+
+
 def test_a_repeated_structure_counts_twice(batch):
     assert content_hash(batch.take([0, 0]), NAMES) != content_hash(batch.take([0]), NAMES)
 

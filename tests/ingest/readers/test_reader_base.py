@@ -9,12 +9,15 @@ from typing import Any
 import numpy as np
 import pydantic
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from gfm.data.fields import OPTIONAL
+from gfm.data.ragged import RaggedBatch
 from gfm.data.structure import Structure
 from gfm.errors import MissingDataError
 from ingest.readers import READERS
-from ingest.readers.base import BLOCK_STRUCTURES, Part, find_files, hash_id
+from ingest.readers.base import BLOCK_STRUCTURES, Block, Part, Reject, find_files, hash_id
 from ingest.readers.records import BlockBuilder, Refused, check_structure, hill_formula
 
 ALL = ["ani1x", "ase_db", "extxyz", "mptrj", "oc20", "oc22", "qm7x"]
@@ -119,34 +122,139 @@ def test_formulas_follow_hill(numbers: list[int], formula: str) -> None:
     assert hill_formula(np.array(numbers)) == formula
 
 
-@pytest.mark.parametrize(
-    ("reason", "changes"),
-    [
-        ("no-atoms", {"numbers": np.array([])}),
-        ("missing-energy", {"energy": None}),
-        ("missing-forces", {"forces": None}),
-        ("nan-energy", {"energy": float("nan")}),
-        ("infinite-energy", {"energy": float("-inf")}),
-        ("bad-energy", {"energy": [1.0, 2.0]}),
-        ("bad-energy", {"energy": "much"}),
-        ("nan-forces", {"forces": np.full((3, 3), np.nan)}),
-        ("infinite-forces", {"forces": np.full((3, 3), 1e39)}),
-        ("nan-positions", {"positions": np.full((3, 3), np.nan)}),
-        ("nan-stress", {"stress": np.full((3, 3), np.nan)}),
-        ("bad-shape", {"forces": np.zeros((2, 3))}),
-        ("bad-shape", {"positions": np.zeros(9)}),
-        ("bad-atomic-number", {"numbers": np.array([0, 1, 1])}),
-        ("bad-atomic-number", {"numbers": np.array([119, 1, 1])}),
-        ("bad-atomic-number", {"numbers": np.array([8.5, 1, 1])}),
-        ("bad-charge", {"charge": 300}),
-        ("flat-cell", {"pbc": np.ones(3, dtype=bool)}),
-        ("flat-cell", {"pbc": np.array([True, True, False]), "cell": np.diag([3.0, 0.0, 3.0])}),
-    ],
-)
+UNSOUND: list[tuple[str, dict[str, Any]]] = [
+    ("no-atoms", {"numbers": np.array([])}),
+    ("missing-energy", {"energy": None}),
+    ("missing-forces", {"forces": None}),
+    ("nan-energy", {"energy": float("nan")}),
+    ("infinite-energy", {"energy": float("-inf")}),
+    ("bad-energy", {"energy": [1.0, 2.0]}),
+    ("bad-energy", {"energy": "much"}),
+    ("nan-forces", {"forces": np.full((3, 3), np.nan)}),
+    ("infinite-forces", {"forces": np.full((3, 3), 1e39)}),
+    ("nan-positions", {"positions": np.full((3, 3), np.nan)}),
+    ("nan-stress", {"stress": np.full((3, 3), np.nan)}),
+    ("bad-shape", {"forces": np.zeros((2, 3))}),
+    ("bad-shape", {"positions": np.zeros(9)}),
+    ("bad-atomic-number", {"numbers": np.array([0, 1, 1])}),
+    ("bad-atomic-number", {"numbers": np.array([119, 1, 1])}),
+    ("bad-atomic-number", {"numbers": np.array([8.5, 1, 1])}),
+    ("bad-charge", {"charge": 300}),
+    ("flat-cell", {"pbc": np.ones(3, dtype=bool)}),
+    ("flat-cell", {"pbc": np.array([True, True, False]), "cell": np.diag([3.0, 0.0, 3.0])}),
+]
+
+
+@pytest.mark.parametrize(("reason", "changes"), UNSOUND)
 def test_what_cannot_be_a_structure_is_refused(reason: str, changes: dict[str, Any]) -> None:
     with pytest.raises(Refused) as caught:
         check_structure(_water(**changes))
     assert caught.value.reason == reason
+
+
+def _one_by_one(records: list[Structure]) -> tuple[list[Structure], list[Reject]]:
+    """Return what checking singly accepts and refuses; the source of a record is its place."""
+    kept, rejects = [], []
+    for place, record in enumerate(records):
+        try:
+            kept.append(check_structure(record))
+        except Refused as refused:
+            rejects.append(Reject(str(place), refused.reason, refused.value))
+    return kept, rejects
+
+
+def _together(records: list[Structure]) -> Block:
+    """Return the block that the same records are made into at once."""
+    builder = BlockBuilder()
+    for place, record in enumerate(records):
+        builder.offer(record, str(place))
+    return builder.take()
+
+
+def _assert_equal(block: Block, kept: list[Structure], rejects: list[Reject]) -> None:
+    assert block.rejects == rejects
+    assert {reject.source for reject in rejects}.isdisjoint(block.sources)
+    expected = RaggedBatch.from_structures(kept)
+    assert block.batch.columns.keys() == expected.columns.keys()
+    for name, column in expected.columns.items():
+        assert block.batch.columns[name].tobytes() == column.tobytes(), name
+    assert block.batch.offsets.tolist() == expected.offsets.tolist()
+    assert block.batch.present.tolist() == expected.present.tolist()
+
+
+@pytest.mark.parametrize(("reason", "changes"), UNSOUND)
+@pytest.mark.parametrize("place", [0, 7, 20])
+def test_one_bad_record_among_many_is_refused_as_it_is_alone(
+    place: int, reason: str, changes: dict[str, Any]
+) -> None:
+    def records() -> list[Structure]:
+        return [_water(**{"energy": -float(row)} | (changes if row == place else {})) for row in range(21)]
+
+    kept, rejects = _one_by_one(records())
+    block = _together(records())
+    assert [(reject.source, reject.reason) for reject in block.rejects] == [(str(place), reason)]
+    assert block.sources == [str(row) for row in range(21) if row != place]
+    _assert_equal(block, kept, rejects)
+
+
+_ODD: list[dict[str, Any]] = [
+    {}, {"energy": 3}, {"energy": np.float32(1.5)}, {"energy": "-1.5"}, {"energy": 10**400},
+    {"stress": np.eye(3)}, {"charge": -1, "spin": 2}, {"spin": -129}, {"fixed": np.array([True, False, False])},
+    {"numbers": np.array([8.0, 1.0, 1.0], np.float32)}, {"numbers": np.array([8, np.nan, 1])},
+    {"numbers": np.array([True, True, True])}, {"numbers": np.array([[8, 1, 1]])},
+    {"numbers": np.array([264, 1, 1])}, {"positions": np.arange(9).reshape(3, 3)},
+    {"positions": np.arange(9.0, dtype=">f8").reshape(3, 3)}, {"positions": np.full((3, 3), 1e300)},
+    {"forces": [[0.0, 0.0, 0.5]] * 3}, {"forces": np.zeros((3, 3), np.float16)},
+    {"forces": np.full((3, 3), 1j)}, {"cell": np.full((3, 3), np.inf)}, {"pbc": np.ones(2, bool)},
+    {"cell": np.eye(3) * 1e200, "pbc": np.ones(3, bool)},
+]  # fmt: skip
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(st.sampled_from([*_ODD, *(changes for _, changes in UNSOUND)]) | st.just({}), max_size=12),
+    st.integers(0, 2**32 - 1),
+)
+def test_a_block_is_checked_as_its_records_are_one_by_one(changes: list[dict[str, Any]], seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    values = [{"energy": rng.normal(), "forces": rng.normal(size=(3, 3)), **change} for change in changes]
+    _assert_equal(_together([_water(**one) for one in values]), *_one_by_one([_water(**one) for one in values]))
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.sampled_from([0.0, 1e-9, 1e-6, 9e-4, 1e-3, 1.0, 4.0, 1e3, 1e8, -2.5]), min_size=9, max_size=9),
+    st.sampled_from([1.0, 1e-4, 1e4]), st.lists(st.booleans(), min_size=3, max_size=3),
+    st.floats(-1, 1), st.floats(-1, 1),
+)  # fmt: skip
+def test_a_cell_is_as_flat_in_a_block_as_alone(
+    entries: list[float], scale: float, pbc: list[bool], a: float, b: float
+) -> None:
+    cell = np.reshape(entries, (3, 3)) * scale
+    nearly = cell.copy()
+    nearly[2] = a * cell[0] + b * cell[1] + np.array([0.0, 0.0, 1e-7])
+    for one in (cell, nearly):
+        values = {"cell": one, "pbc": np.array(pbc)}
+        _assert_equal(_together([_water(), _water(**values)]), *_one_by_one([_water(), _water(**values)]))
+
+
+def test_rejects_keep_the_order_of_their_records() -> None:
+    builder = BlockBuilder()
+    builder.offer(_water(energy=None), "a")
+    builder.reject("b", "reason")
+    builder.offer(_water(), "c")
+    builder.add_batch(RaggedBatch.from_structures([_water()]), ["d"])
+    builder.offer(_water(forces=None), "e", forces=False)
+    builder.offer(_water(forces=None), "f")
+    builder.refuse("g", Refused("reason"))
+    builder.offer(_water(energy=None), "h", energy=False)
+    block = builder.take()
+    assert [(reject.source, reject.reason) for reject in block.rejects] == [
+        ("a", "missing-energy"), ("b", "reason"), ("f", "missing-forces"), ("g", "reason"),
+    ]  # fmt: skip
+    assert block.sources == ["c", "d", "e", "h"]
+    assert block.batch.has("forces").tolist() == [True, True, False, True]
+    assert block.batch.has("energy").tolist() == [True, True, True, False]
 
 
 def test_labels_may_be_waived() -> None:
