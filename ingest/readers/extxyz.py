@@ -16,42 +16,31 @@ import pydantic
 from numpy.typing import NDArray
 
 from gfm.data.structure import Structure
-from gfm.data.units import BOHR, GPA, HARTREE, KBAR, KCAL_PER_MOL
+from gfm.errors import CorruptDataError
 from ingest.readers.base import Block, Part, Published, Reader, find_files, hash_id
-from ingest.readers.records import BlockBuilder, Refused, check_structure, hill_formula
-from ingest.readers.text import (
-    Frame,
-    FrameError,
-    frames,
-    is_packed,
-    open_text,
-    parse_cell,
-    parse_floats,
-    parse_frame,
-    seek_frame,
+from ingest.readers.columns import add_run
+from ingest.readers.extxyz_names import (
+    ENERGY,
+    ENERGY_KEYS,
+    FORCES,
+    FORCES_KEYS,
+    LENGTH,
+    NUMBERS_KEYS,
+    PRESSURE,
+    SPELLINGS,
+    EnergyUnit,
+    LengthUnit,
+    PressureUnit,
 )  # fmt: skip
+from ingest.readers.extxyz_runs import run_columns, wanted_keys
+from ingest.readers.frame import Frame, FrameError, parse_cell, parse_floats, parse_frame
+from ingest.readers.records import BlockBuilder, Refused, check_structure, hill_formula
+from ingest.readers.runs import Run
+from ingest.readers.text import is_packed, open_text, read_frames, seek_frame
 
 __all__ = ["ExtXyz"]
 
 _SUFFIXES = tuple(name + packing for name in (".extxyz", ".xyz") for packing in ("", ".xz", ".gz", ".zip"))
-_ENERGY_KEYS = ("energy", "Energy", "REF_energy", "dft_energy", "DFT_energy")
-_FORCES_KEYS = ("forces", "force", "Forces", "REF_forces", "dft_forces", "DFT_forces", "dft_force")
-_ENERGY = {"eV": 1.0, "meV": 1e-3, "hartree": HARTREE, "kcal/mol": KCAL_PER_MOL, "kJ/mol": KCAL_PER_MOL / 4.184}
-_LENGTH = {"angstrom": 1.0, "bohr": BOHR}
-_PRESSURE = {"eV/angstrom^3": 1.0, "GPa": GPA, "kbar": KBAR, "hartree/bohr^3": HARTREE / BOHR**3}
-_FORCES = {f"{energy}/{length}": _ENERGY[energy] / _LENGTH[length] for energy in _ENERGY for length in _LENGTH}
-_NUMBERS_KEYS = ("species", "Z", "numbers", "atomic_numbers")
-# How headers that name their units spell them.
-_SPELLINGS = {
-    "ev": "eV", "mev": "meV", "hartree": "hartree", "ha": "hartree", "kcal/mol": "kcal/mol", "kj/mol": "kJ/mol",
-    "ev/a": "eV/angstrom", "ev/ang": "eV/angstrom", "ev/angstrom": "eV/angstrom", "ev/å": "eV/angstrom",
-    "ha/bohr": "hartree/bohr", "hartree/bohr": "hartree/bohr", "ha/a": "hartree/angstrom",
-    "kcal/mol/a": "kcal/mol/angstrom", "kcal/mol/angstrom": "kcal/mol/angstrom",
-    "ev/a^3": "eV/angstrom^3", "ev/angstrom^3": "eV/angstrom^3", "gpa": "GPa", "kbar": "kbar",
-}  # fmt: skip
-
-EnergyUnit = Literal["eV", "meV", "hartree", "kcal/mol", "kJ/mol"]
-LengthUnit = Literal["angstrom", "bohr"]
 
 
 class ExtXyz(Reader):
@@ -97,7 +86,7 @@ class ExtXyz(Reader):
     spin_key: str | None = "spin"
     energy_unit: EnergyUnit = "eV"
     forces_unit: str | None = None
-    stress_unit: Literal["eV/angstrom^3", "GPa", "kbar", "hartree/bohr^3"] = "eV/angstrom^3"
+    stress_unit: PressureUnit = "eV/angstrom^3"
     stress_sign: Literal["tension", "compression"] = "tension"
     length_unit: LengthUnit = "angstrom"
     group_key: str | None = None
@@ -109,9 +98,9 @@ class ExtXyz(Reader):
     @pydantic.field_validator("forces_unit")
     @classmethod
     def _known_unit(cls, unit: str | None) -> str | None:
-        if unit is None or unit in _FORCES:
+        if unit is None or unit in FORCES:
             return unit
-        raise ValueError(f"not a unit of forces; known are {', '.join(_FORCES)}")
+        raise ValueError(f"not a unit of forces; known are {', '.join(FORCES)}")
 
     def about(self) -> Published:
         """Return what the manifest says: the file does not tell where it comes from."""
@@ -156,27 +145,48 @@ class ExtXyz(Reader):
         """Read one part.
 
         Raises:
-            CorruptDataError: It is a zip, and what it holds cannot be opened.
+            CorruptDataError: It is a zip, and what it holds cannot be opened; or it is a tar archive.
         """
         path = Path(part.path)
         builder = BlockBuilder()
         member = part.extra.get("member")
         name = "/".join((*path.absolute().parts[-2:], *([member] if member else [])))
+        where = f"{path}{':' + member if member else ''}"
         with open_text(path, member) as stream:
             packed = part.extra["packed"]
             start = 0 if packed else seek_frame(stream, part.start)
-            for frame in frames(stream, start, None if packed else part.stop):
-                source = f"{path}{':' + member if member else ''}@{frame.offset}"
-                try:
-                    if isinstance(frame, FrameError):
-                        raise Refused(frame.reason, frame.value)
-                    builder.add(self._structure(frame, name), source)
-                except Refused as refused:
-                    builder.refuse(source, refused)
-                if builder.full:
-                    yield builder.take()
+            try:
+                for found in read_frames(stream, wanted_keys(self), start, None if packed else part.stop):
+                    if isinstance(found, Run):
+                        self._add_run(builder, found, where, name)
+                    else:
+                        self._add(builder, found, where, name)
+                    if builder.full:
+                        yield builder.take()
+            except CorruptDataError as error:
+                raise CorruptDataError(f"{where}: {error}") from None
         if builder:
             yield builder.take()
+
+    def _add(self, builder: BlockBuilder, frame: Frame | FrameError, where: str, name: str) -> None:
+        """Give one frame of the file called ``name`` to the builder."""
+        source = f"{where}@{frame.offset}"
+        try:
+            if isinstance(frame, FrameError):
+                raise Refused(frame.reason, frame.value)
+            builder.add(self._structure(frame, name), source)
+        except Refused as refused:
+            builder.refuse(source, refused)
+
+    def _add_run(self, builder: BlockBuilder, run: Run, where: str, name: str) -> None:
+        """Give plain frames of the file called ``name`` to the builder."""
+        found = run_columns(self, run, name)
+        if found is None:
+            for row in range(len(run)):
+                self._add(builder, run.frame(row), where, name)
+            return
+        sources = [f"{where}@{offset}" for offset in run.offsets]
+        add_run(builder, run, *found, sources, lambda row: self._add(builder, run.frame(row), where, name))
 
     def _structure(self, frame: Frame, name: str) -> Structure:
         """Return the structure of one frame of the file called ``name``.
@@ -185,23 +195,23 @@ class ExtXyz(Reader):
             Refused: It cannot be a labelled structure.
         """
         info, columns = parse_frame(frame)
-        self._check_units(info)
-        numbers = next((columns[key] for key in _NUMBERS_KEYS if key in columns), None)
+        self.check_units(info)
+        numbers = next((columns[key] for key in NUMBERS_KEYS if key in columns), None)
         if numbers is None or "pos" not in columns:
             raise Refused("missing-numbers" if numbers is None else "missing-positions", info.get("Properties"))
         cell, pbc = parse_cell(info)
-        cell = cell * _LENGTH[self.length_unit]
-        energy = _one_number(info, (self.energy_key,) if self.energy_key else _ENERGY_KEYS, "energy")
-        forces_keys = (self.forces_key,) if self.forces_key else _FORCES_KEYS
+        cell = cell * LENGTH[self.length_unit]
+        energy = _one_number(info, (self.energy_key,) if self.energy_key else ENERGY_KEYS, "energy")
+        forces_keys = (self.forces_key,) if self.forces_key else FORCES_KEYS
         forces = next((columns[key] for key in forces_keys if key in columns), None)
         mask = columns.get("move_mask")
         structure = Structure(
             numbers=numbers,
-            positions=_scaled("positions", columns["pos"], _LENGTH[self.length_unit]),
+            positions=_scaled("positions", columns["pos"], LENGTH[self.length_unit]),
             cell=cell,
             pbc=pbc,
-            energy=None if energy is None else energy * _ENERGY[self.energy_unit],
-            forces=None if forces is None else _scaled("forces", forces, self._forces_factor()),
+            energy=None if energy is None else energy * ENERGY[self.energy_unit],
+            forces=None if forces is None else _scaled("forces", forces, self.forces_factor()),
             stress=self._stress(info, cell),
             charge=_whole_number(info, self.charge_key, "charge"),
             spin=_whole_number(info, self.spin_key, "spin"),
@@ -217,8 +227,9 @@ class ExtXyz(Reader):
             structure.group = hash_id(f"{self.group_prefix}:{_text(info, self.group_key, 'group')}")
         return structure
 
-    def _forces_factor(self) -> float:
-        return _FORCES[self.forces_unit or f"{self.energy_unit}/{self.length_unit}"]
+    def forces_factor(self) -> float:
+        """Return the factor from the file's unit of forces to eV/angstrom."""
+        return FORCES[self.forces_unit or f"{self.energy_unit}/{self.length_unit}"]
 
     def _stress(self, info: dict[str, str], cell: NDArray[np.float64]) -> NDArray[np.float64] | None:
         """Return the stress (3, 3), eV/angstrom^3, tension positive; None where there is none."""
@@ -232,14 +243,14 @@ class ExtXyz(Reader):
                 raise Refused(f"bad-{what}", f"{values.size} numbers, expected 9 or 6")
             tensor = values.reshape(3, 3).T
             if what == "stress":
-                return tensor * _PRESSURE[self.stress_unit] * (1.0 if self.stress_sign == "tension" else -1.0)
+                return tensor * PRESSURE[self.stress_unit] * (1.0 if self.stress_sign == "tension" else -1.0)
             volume = abs(float(np.linalg.det(cell)))
             if not volume > 0.0:
                 raise Refused("bad-virial", "a virial without a volume")
-            return tensor * -_ENERGY[self.energy_unit] / volume
+            return tensor * -ENERGY[self.energy_unit] / volume
         return None
 
-    def _check_units(self, info: dict[str, str]) -> None:
+    def check_units(self, info: dict[str, str]) -> None:
         """Compare the units that a header names with the options.
 
         Raises:
@@ -249,7 +260,7 @@ class ExtXyz(Reader):
         stated = {"energy": self.energy_unit, "forces": forces_unit, "stress": self.stress_unit}
         for what, unit in stated.items():
             named = info.get(f"{what}_unit")
-            if named is not None and _SPELLINGS.get(named.lower(), unit) != unit:
+            if named is not None and SPELLINGS.get(named.lower(), unit) != unit:
                 raise Refused("other-unit", f"{what}_unit={named} in the header, {unit} in the options")
 
 
