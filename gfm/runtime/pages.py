@@ -10,20 +10,26 @@ import io
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from gfm.runtime.runs import write_whole
 
 if TYPE_CHECKING:
+    import jinja2
     from matplotlib.figure import Figure
 
 __all__ = [
+    "Bar",
     "Card",
+    "Cell",
     "Code",
     "ElementTable",
+    "Fragment",
     "Group",
     "Image",
+    "Link",
     "Notice",
     "Page",
     "Palette",
@@ -95,10 +101,42 @@ class Notice:
 
 @dataclass(frozen=True)
 class Code:
-    """Lines to copy."""
+    """Lines to copy; with a caption they are folded away below it until it is opened."""
 
     text: str
+    caption: str = ""
     kind: ClassVar[str] = "code"
+
+
+@dataclass(frozen=True)
+class Link:
+    """A cell of a table that leads somewhere; an address that is not https is shown as plain text."""
+
+    text: str
+    address: str
+    kind: ClassVar[str] = "link"
+
+    @property
+    def href(self) -> str:
+        """The address to follow, or empty."""
+        return self.address if self.address.startswith("https://") else ""
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A cell of a table with a bar of one or a few parts.
+
+    Attributes:
+        shares: Lengths of the parts from the left, 0 to 1 of the whole width.
+        label: What it shows, for the pointer and for those who do not see it.
+    """
+
+    shares: Sequence[float]
+    label: str
+    kind: ClassVar[str] = "bar"
+
+
+Cell = str | Link | Bar
 
 
 @dataclass(frozen=True)
@@ -111,19 +149,24 @@ class Table:
         caption: One sentence, or empty.
         strong: Rows (by index) that stand out, such as totals.
         folded: Whether only the heading shows until it is opened; for long tables.
+        prose: Columns (by index) of running text, which breaks into lines.
+        pinned: Whether heads and first column stay in sight while the table scrolls in a bounded height.
     """
 
     columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
+    rows: Sequence[Sequence[Cell]]
     caption: str = ""
     strong: Sequence[int] = ()
     folded: bool = False
+    prose: Sequence[int] = ()
+    pinned: bool = False
     kind: ClassVar[str] = "table"
 
     @property
     def numeric(self) -> list[bool]:
         """Which columns hold numbers only."""
-        return [all(_NUMBER.match(row[i]) for row in self.rows) for i in range(len(self.columns))]
+        cells = [[row[i] for row in self.rows] for i in range(len(self.columns))]
+        return [all(isinstance(cell, str) and _NUMBER.match(cell) for cell in column) for column in cells]
 
 
 @dataclass(frozen=True)
@@ -134,22 +177,28 @@ class Plot:
         draw: Draws the figure; called once for each palette.
         caption: What it shows, and what a reader should see in it.
         size: Width and height, inches; a page is about 11 wide, half a page 5.4.
+        recolour: Whether it has no colours but those of the palette, so that it is drawn only once.
     """
 
     draw: Callable[["Figure", Palette], None]
     caption: str
     size: tuple[float, float] = (5.4, 3.6)
+    recolour: bool = False
     kind: ClassVar[str] = "plot"
+
+    @cached_property
+    def _svg(self) -> bytes:
+        return _draw(self, LIGHT)
 
     @property
     def light(self) -> str:
         """Data URI for a light page and for paper."""
-        return _draw(self, LIGHT)
+        return _svg_uri(self._svg)
 
     @property
     def dark(self) -> str:
         """Data URI for a dark page."""
-        return _draw(self, DARK)
+        return _svg_uri(_darkened(self._svg) if self.recolour else _draw(self, DARK))
 
 
 @dataclass(frozen=True)
@@ -195,6 +244,27 @@ class ElementTable:
 
 
 @dataclass(frozen=True)
+class Fragment:
+    """HTML of its own, from a template beside the code that needs it; values are escaped as the page's are.
+
+    Attributes:
+        template: The template.
+        values: What it may name.
+    """
+
+    template: Path
+    values: Mapping[str, Any]
+    kind: ClassVar[str] = "fragment"
+
+    @property
+    def markup(self) -> str:
+        """The rendered HTML, safe to insert."""
+        from markupsafe import Markup
+
+        return Markup(_environment(self.template.parent).get_template(self.template.name).render(**self.values))
+
+
+@dataclass(frozen=True)
 class Group:
     """Blocks side by side where the page is wide enough."""
 
@@ -229,16 +299,7 @@ class Page:
 
 def render_page(page: Page) -> str:
     """Return the page as HTML."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("page.html").render(page=page)
+    return _environment(Path(__file__).parent).get_template("page.html").render(page=page)
 
 
 def write_page(page: Page, path: str | Path) -> Path:
@@ -247,11 +308,37 @@ def write_page(page: Page, path: str | Path) -> Path:
     return Path(path)
 
 
-_NUMBER = re.compile(r"^[-+−]?[\d,]*\.?\d*(e[-+]?\d+)?\s?(%|[kMG]?B|[kM]?J|s|min|h)?$|^[–—-]?$")
+def _environment(folder: Path) -> "jinja2.Environment":
+    import jinja2
+
+    return jinja2.Environment(
+        loader=jinja2.FileSystemLoader(folder),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
 
 
-def _draw(plot: Plot, palette: Palette) -> str:
-    """Draw a figure with a palette and return it as the data URI of an SVG."""
+_NUMBER = re.compile(r"^[-+−<]?[\d,]*\.?\d*(e[-+]?\d+)?\s?(%|[kMG]?B|[kM]?J|s|min|h)?$|^[–—-]?$")
+
+
+def _darkened(svg: bytes) -> bytes:
+    """Return a figure in the dark palette, of one drawn in the light palette."""
+    colours = {
+        getattr(LIGHT, name).encode(): getattr(DARK, name).encode()
+        for name in ("ink", "muted", "grid", "surface")
+    }
+    colours |= {light.encode(): dark.encode() for light, dark in zip(LIGHT.cycle, DARK.cycle, strict=True)}
+    return re.sub(rb"#[0-9a-f]{6}\b", lambda found: colours.get(found[0], found[0]), svg)
+
+
+def _svg_uri(svg: bytes) -> str:
+    return f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}"
+
+
+def _draw(plot: Plot, palette: Palette) -> bytes:
+    """Draw a figure with a palette and return it as SVG."""
     import matplotlib
     from cycler import cycler
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -293,7 +380,7 @@ def _draw(plot: Plot, palette: Palette) -> str:
         plot.draw(figure, palette)
         buffer = io.BytesIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return f"data:image/svg+xml;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return buffer.getvalue()
 
 
 def _place(number: int) -> tuple[int, int]:
