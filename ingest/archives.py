@@ -16,6 +16,8 @@ figshare.com/ndownloader answers programs with an empty 202, a challenge for bro
 used here lead to the same files and did not (github.com/neuromorphs/tonic/pull/337).
 """
 
+import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -145,7 +147,7 @@ ARCHIVES: dict[str, Archive] = {
             "val_ood_cat": _s2ef("val_ood_cat", ("532d6cd1fe541a0ddb0aa0f99962b7db",), 1.7e9),
             "val_ood_both": _s2ef("val_ood_both", ("5731862978d80502bbf7017d68c2c729",), 1.9e9),
         },
-        path="{folder}",
+        path="{folder}/",
     ),
     "oc22": Archive(
         (
@@ -172,16 +174,24 @@ ARCHIVES: dict[str, Archive] = {
 
 
 def recipe_lines(name: str, directory: Path, files: list[Path]) -> list[str]:
-    """Return the lines of a recipe that read what was downloaded, one source for each unpacked folder."""
+    """Return a recipe that reads what was downloaded, one source for each unpacked folder."""
     place = ARCHIVES[name].path
-    if "{folder}" not in place:
-        return [f"  - {{name: {name}, reader: {name}, path: {(directory / place).as_posix()}}}"]
-    folders = [folder_of(file) for file in files if folder_of(file) != file]
-    sources = [name] if len(folders) == 1 else [f"{name}-{folder.name}" for folder in folders]
-    return [
-        f"  - {{name: {source}, reader: {name}, path: {place.replace('{folder}', folder.as_posix())}}}"
-        for source, folder in zip(sources, folders, strict=True)
-    ]
+    paths = {name: directory / place}
+    if "{folder}" in place:
+        folders = [folder_of(file) for file in files if folder_of(file) != file]
+        paths = {
+            name if len(folders) == 1 else f"{name}-{folder.name}": folder / place.removeprefix("{folder}/")
+            for folder in folders
+        }
+    lines = [f"output: {_scalar(f'out/{name}')}", "sources:"]
+    for source, path in paths.items():
+        lines.append(f"  - {{name: {source}, reader: {name}, path: {_scalar(path.as_posix())}}}")
+    return lines
+
+
+def _scalar(text: str) -> str:
+    """Return a text as YAML reads it back, in quotes only where it needs them."""
+    return text if re.fullmatch(r"[\w./][\w./*+-]*", text) else json.dumps(text)
 
 
 def folder_of(file: Path) -> Path:

@@ -190,7 +190,7 @@ class Transfer:
 
     def _write(self, response: httpx.Response, anew: bool) -> None:
         """Append what comes; without a buffer of our own, so that nothing is lost with the process."""
-        blocks = response.iter_raw(_BLOCK)
+        blocks = response.iter_raw()  # of a stated size they would be gathered, and lost when it breaks
         first = next(blocks, b"")
         if anew:
             if first[:256].lstrip().lower().startswith(_PAGE_STARTS):
