@@ -113,3 +113,80 @@ def test_a_tensor_never_reaches_beyond_its_storage() -> None:
     for cut in (10, 100, 200, len(storage) - 5):
         with pytest.raises(Refused):
             read_pickle(_tensor(storage[:cut], (6,), (1,)))
+
+
+_TENSORS = [
+    torch.arange(12.0).reshape(4, 3), torch.arange(900.0, dtype=torch.float64).reshape(300, 3),
+    torch.arange(12.0).reshape(4, 3).T, torch.arange(24.0).reshape(2, 3, 4)[:, 1:, ::2], torch.arange(6)[2:],
+    torch.tensor([1.5], dtype=torch.bfloat16), torch.tensor([True, False]), torch.tensor(7),
+    torch.arange(70_000, dtype=torch.int32), torch.zeros(1, 3, 3, dtype=torch.float16),
+    torch.zeros(3).expand(5, 3), torch.arange(16.0).reshape(2, 2, 2, 2), torch.zeros(4, 1)[:, :, None],
+]  # fmt: skip
+
+
+@pytest.mark.usefixtures("geometric")
+@pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")
+@pytest.mark.parametrize("protocol", [3, 4, 5])
+@pytest.mark.parametrize("write", [_pyg1, _pyg2])
+def test_tensors_of_every_kind_are_what_torch_says(write: Any, protocol: int) -> None:
+    values: dict[str, Any] = {f"t{index}": tensor for index, tensor in enumerate(_TENSORS)}
+    values |= {"again": _TENSORS[0], "rows": _TENSORS[0][1:], "shape": (4, 3), "number": 2**40, "none": None}
+    found = read_record(write(protocol, **values))
+    assert list(found) == list(values)
+    for name, value in values.items():
+        if not isinstance(value, torch.Tensor):
+            assert found[name] == value
+            continue
+        exact = value.float() if value.dtype == torch.bfloat16 else value
+        assert found[name].dtype == exact.numpy().dtype
+        np.testing.assert_array_equal(found[name], exact.numpy())
+
+
+@pytest.mark.usefixtures("geometric")
+@pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        (b"_rebuild_tensor_v2", b"_rebuild_tensor_v9", "hostile-pickle"),
+        (b"_load_from_bytes", b"_load_from_bites", "hostile-pickle"),
+        (b"OrderedDict", b"OrderedDicl", "hostile-pickle"),
+        (b"FloatStorage", b"FlootStorage", "bad-pickle"),
+        (b"storageq\x00ctorch", b"storageq\x00ctarch", "hostile-pickle"),
+        (b"K\x03K\x01\x86\x94\x89", b"K\x03K\x01\x87\x94\x89", "bad-pickle"),  # one stride more than axes
+        (b"K\x04K\x03\x86\x94K", b"K\x05K\x03\x86\x94K", "bad-pickle"),  # beyond its storage
+        (b"R\x94K\x00K", b"R\x94K\x01K", "bad-pickle"),
+        (b")R\x94t\x94R", b")R\x94\x85\x94R", "bad-pickle"),
+    ],
+)
+@pytest.mark.parametrize("which", ["first", "later"])
+def test_what_looks_almost_like_a_tensor_is_refused(which: str, old: bytes, new: bytes, reason: str) -> None:
+    good = _pyg1(4, a=torch.arange(12.0).reshape(4, 3), b=torch.arange(12.0).reshape(4, 3))
+    assert old in good
+    assert set(read_record(good)) == {"a", "b"}
+    place = good.find(old) if which == "first" else good.rfind(old)
+    with pytest.raises(Refused) as caught:
+        read_record(good[:place] + new + good[place + len(old) :])
+    assert caught.value.reason == reason
+
+
+@pytest.mark.usefixtures("geometric")
+@pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")
+def test_a_key_whose_length_lies_is_refused() -> None:
+    good = _pyg1(4, a=torch.arange(12.0))
+    place = good.index(b"q\x01X", good.index(b"FloatStorage")) + 3
+    for length in (0, good[place] - 1, good[place] + 1, 255):
+        with pytest.raises(Refused):
+            read_record(good[:place] + bytes([length]) + good[place + 1 :])
+
+
+@pytest.mark.usefixtures("geometric")
+@pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")
+def test_a_value_that_stands_twice_is_the_same_value() -> None:
+    """Memo numbers count every value, so a tensor read at once must count as all that it is made of."""
+    tensors = [torch.full((2, 3), float(index)) for index in range(60)]
+    values = {f"a{index}": tensor for index, tensor in enumerate(tensors)}
+    values |= {f"b{index}": tensor for index, tensor in enumerate(tensors)}
+    found = read_record(_pyg1(4, **values))
+    for index in range(60):
+        assert (found[f"a{index}"] == index).all()
+        assert found[f"b{index}"] is found[f"a{index}"]

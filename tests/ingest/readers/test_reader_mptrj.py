@@ -1,5 +1,6 @@
 """MPtrj: ranges of bytes, every frame; NaN and damage cost the frames they are in."""
 
+import gc
 import gzip
 import json
 import lzma
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 
 from gfm.errors import CorruptDataError, DataError
-from ingest.readers.base import hash_id
+from ingest.readers.base import BLOCK_STRUCTURES, hash_id
 from ingest.readers.mptrj import MPtrj
 
 GPA = 1.0 / 160.2176634  # eV/angstrom^3
@@ -196,6 +197,60 @@ def test_damage_in_one_frame_costs_that_frame(
         assert {reject.source.rpartition("/")[2] for reject in reading.rejects} == {
             f"mp-{name[1]}-0-{name[2]}" for name in damage
         }
+
+
+@pytest.mark.parametrize(
+    ("species", "reason"),
+    [
+        (['[{"element": "Si"}]', '[{"element": "O", "occu": 1.0}]'], None),
+        (['[{"element": "Si", "occu": 1}, {"element": "O", "occu": 1}]', "[]"], "partial-occupancy"),
+        (['[{"element": "Si", "occu": 1}]', "[]"], "partial-occupancy"),
+        (['[{"element": "Si", "occu": 0.5}]', '[{"element": "O", "occu": 1}]'], "partial-occupancy"),
+        (['[{"element": "Si", "occu": 1}]', '[{"element": "Xx", "occu": 1}]'], "bad-atomic-number"),
+        (['[{"element": "X0+", "occu": 1}]', '[{"element": "O", "occu": 2}]'], "bad-atomic-number"),
+        (['[{"occu": 1}]', '[{"element": "O", "occu": 1}]'], "bad-structure"),
+        (['{"element": "Si"}', '[{"element": "O", "occu": 1}]'], "bad-structure"),
+        (['"S"', '[{"element": "O", "occu": 1}]'], "bad-structure"),
+        (["null", '[{"element": "O", "occu": 1}]'], "bad-structure"),
+    ],
+)
+def test_sites_that_are_not_one_whole_atom_are_refused(
+    species: list[str], reason: str | None, tmp_path: Path, read_all: Callable[..., Any]
+) -> None:
+    sites = ", ".join(f'{{"species": {one}, "xyz": [0.0, 0.0, {place}]}}' for place, one in enumerate(species))
+    frame = re.sub(r'"sites": \[.*?\]\}, "corr', f'"sites": [{sites}]}}, "corr', _frame())
+    frame = frame.replace("[[0.5, 0, 0]]", "[[0.5, 0, 0], [0, 0, 0]]")
+    (tmp_path / "a.json").write_text(f'{{"mp-1": {{"mp-1-0-0": {frame}, "mp-1-0-1": {_frame()}}}}}')
+    reading = read_all("mptrj", tmp_path)
+    assert reading.reasons == ({reason: 1} if reason else {})
+    assert reading.total == 2
+    if reason is None:
+        assert [one.numbers.tolist() for one in reading.structures.values()] == [[14, 8], [14]]
+
+
+def test_a_material_of_many_frames_comes_in_blocks_and_in_order(tmp_path: Path) -> None:
+    bad = {0: "NaN", 999: "null", 1000: "-Infinity", 2100: '"text"', 2499: "[]"}
+    frames = [f'"mp-1-0-{step}": {_frame(bad.get(step, f"-{step}.5"))}' for step in range(2500)]
+    (tmp_path / "a.json").write_text(f'{{"mp-1": {{{", ".join(frames)}}}}}')
+    reader = MPtrj()
+    for collecting in (True, False):  # reading leaves the garbage collector as it was
+        (gc.enable if collecting else gc.disable)()
+        try:
+            blocks = []
+            for block in reader.read(*reader.plan(str(tmp_path), 1 << 30)):
+                assert gc.isenabled() == collecting
+                assert len(block.batch) == len(block.sources)
+                assert len(block.sources) + len(block.rejects) <= BLOCK_STRUCTURES + 2
+                blocks.append(block)
+        finally:
+            gc.enable()
+        energies = np.concatenate([block.batch.columns["energy"] for block in blocks])
+        assert energies.tolist() == [-step - 0.5 for step in range(2500) if step not in bad]
+        rejects = [reject for block in blocks for reject in block.rejects]
+        assert [(reject.source.rpartition("-")[2], reject.reason) for reject in rejects] == [
+            ("0", "nan-energy"), ("999", "missing-energy"), ("1000", "infinite-energy"),
+            ("2100", "bad-energy"), ("2499", "bad-energy"),
+        ]  # fmt: skip
 
 
 def test_a_damaged_material_id_never_gives_its_frames_to_another(
