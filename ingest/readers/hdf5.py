@@ -5,13 +5,13 @@ its own units (attribute ``units``), a contradiction is refused.
 
 * ``transition1x`` (checked against copies of its authors' loader): ``data/<formula>/<reaction>`` with
   ``positions`` (Nc, N, 3) angstrom, ``atomic_numbers`` (N,), ``wB97x_6-31G(d).energy`` (Nc,) eV and
-  ``wB97x_6-31G(d).forces`` (Nc, N, 3) eV/angstrom. The groups ``reactant``, ``transition_state`` and ``product``
-  in a reaction hold single configurations and are refused as ``left-out``: they are assumed to be among the
-  reaction's own. ``train``, ``val`` and ``test`` show what is in ``data`` once more and are not looked into.
+  ``wB97x_6-31G(d).forces`` (Nc, N, 3) eV/angstrom. The groups ``reactant``, ``transition_state`` and
+  ``product`` in a reaction hold single configurations and are refused as ``left-out``: they are assumed to be
+  among the reaction's own. ``train``, ``val`` and ``test`` show what is in ``data`` once more: not looked into.
 * ``spice`` (checked against the program that makes the release): ``<name>`` with ``conformations`` (Nc, N, 3)
   bohr, ``atomic_numbers`` (N,), ``dft_total_energy`` (Nc,) hartree and ``dft_total_gradient`` (Nc, N, 3)
-  hartree/bohr, each with its ``units``. The release tells no total charge; ``total_charge`` (an assumed name) is
-  read where a copy has it. Energies of the first release are float32, which resolves some 1e-3 eV.
+  hartree/bohr, each with its ``units``. The release tells no total charge; ``total_charge`` (an assumed name)
+  is read where a copy has it. Energies of the first release are float32, which resolves some 1e-3 eV.
 
 Sources: Schreiner et al., doi:10.1038/s41597-022-01870-w, and gitlab.com/matschreiner/Transition1x; Eastman et
 al., doi:10.1038/s41597-022-01882-6, and github.com/openmm/spice-dataset (downloader/downloader.py).
@@ -61,6 +61,9 @@ _PUBLISHED = {
     "custom": Published("unknown", "unknown"),
 }
 
+_UNITS = (ENERGY_UNITS, FORCES_UNITS, LENGTH_UNITS, PRESSURE_UNITS)
+_SPELLINGS = {unit.lower(): unit for table in _UNITS for unit in table} | UNIT_SPELLINGS
+
 
 class Hdf5(GroupReader):
     """Reads ``*.hdf5`` and ``*.h5`` with arrays over conformers in groups.
@@ -83,6 +86,7 @@ class Hdf5(GroupReader):
         stress_unit: Unit of the stress.
         stress_sign: Whether tension or compression is positive in the file.
         pbc: Directions in which a structure with a cell is periodic; one without is not.
+        ignore_units: Whether what arrays themselves name as their units is not compared with the options.
         root: Groups below which structures are looked for; by default the whole file.
         leave_out: Names of groups whose conformers are refused as ``left-out``.
         group_by: What a split must not tear apart: all structures of one ``formula``, those of one group
@@ -118,6 +122,7 @@ class Hdf5(GroupReader):
     stress_unit: Literal["eV/angstrom^3", "GPa", "kbar", "hartree/bohr^3"] = "eV/angstrom^3"
     stress_sign: Literal["tension", "compression"] = "tension"
     pbc: tuple[bool, bool, bool] = (True, True, True)
+    ignore_units: bool = False
     root: tuple[str, ...] = ("",)
     leave_out: tuple[str, ...] = ()
     group_by: Literal["formula", "top", "leaf"] = "formula"
@@ -225,6 +230,8 @@ class Hdf5(GroupReader):
         name = path.rpartition("/")[2]
         if name in self.leave_out:
             raise Refused("left-out", f"option leave_out names {name}")
+        if self.ignore_units:
+            return
         stated = {
             self.positions_key: self.length_unit,
             self.energy_key: self.energy_unit,
@@ -234,8 +241,9 @@ class Hdf5(GroupReader):
         }
         for key, unit in stated.items():
             named = None if key is None else _units_of(arrays, group, key)
-            if named is not None and UNIT_SPELLINGS.get(named.lower(), unit) != unit:
-                raise Refused("other-unit", f"{key} is in {named} by its own account, in {unit} by the options")
+            if named is not None and _SPELLINGS.get(named.lower()) != unit:
+                text = f"{key} is in {named} by its own account, in {unit} by the options"
+                raise Refused("other-unit", f"{text}; if these are the same: option ignore_units")
 
 
 def _units_of(arrays: Hdf5Arrays, group: "GroupID", key: str) -> str | None:
