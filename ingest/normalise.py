@@ -69,6 +69,8 @@ def normalise(
         filters: The limits.
         cutoff: At which edges are counted, angstrom.
     """
+    if len(batch) == 0:  # the reader refused all of the block
+        return Kept(batch, [], np.zeros(0, dtype=np.int64), *np.zeros((3, 0))), []
     refused: dict[int, tuple[str, str]] = {}
 
     def refuse(mask: NDArray[np.bool_], reason: str, value: Callable[[int], str]) -> None:

@@ -29,8 +29,8 @@ from gfm.runtime.cluster import ClusterConfig, open_client
 from gfm.runtime.config import parse_config
 from ingest.build import Watcher, build
 from ingest.output import is_running
-from ingest.part import PartReceipt
-from ingest.plan import Plan, make_plan
+from ingest.part import PartDone
+from ingest.plan import Plan, PlannedPart, make_plan
 from ingest.readers.ani1x import Ani1x
 from ingest.readers.base import Block, Part
 from ingest.recipe import Recipe, Source
@@ -87,6 +87,7 @@ def recipe_for(raw: Path, output: Path, **changes: Any) -> Recipe:
         "format": "zarr",
         "sources": [{"name": "ani1x", "reader": "ani1x", "path": str(raw)}],
         "part_bytes": 1000,
+        "shard_bytes": 4000,
         "split": {"train": 0.5, "validation": 0.25, "test": 0.25, "seed": 1},
     }
     return parse_config(Recipe, data | changes, "test")
@@ -111,10 +112,10 @@ class Stop(Watcher):
         self.left = after
         self.found: list[str] = []
 
-    def planned(self, plan: Plan, finished: Sequence[PartReceipt]) -> None:
-        self.found = [receipt.name for receipt in finished]
+    def planned(self, plan: Plan, read: Sequence[PartDone]) -> None:
+        self.found = [done.name for done in read]
 
-    def part_finished(self, receipt: PartReceipt) -> None:
+    def part_read(self, planned: PlannedPart, done: PartDone) -> None:
         self.left -= 1
         if self.left == 0:
             raise KeyboardInterrupt
@@ -156,14 +157,32 @@ def test_every_record_is_stored_or_rejected_and_reads_back_exactly(
     assert wild["value"] == "600 eV/angstrom"
 
 
-def test_a_part_without_any_accepted_structure_has_a_receipt_and_no_shard(
+def test_a_part_without_any_accepted_structure_is_in_no_shard_and_its_rejects_are_kept(
     raw: Path, tmp_path: Path, client: Any
 ) -> None:
-    recipe = recipe_for(raw, tmp_path / "out")
+    recipe = recipe_for(raw, tmp_path / "out", shard_bytes=1)
     manifest = build(recipe, client=client)
-    parts = make_plan(recipe).parts
-    assert len(manifest.shards) < len(parts)
-    assert len(list((tmp_path / "out" / "build" / "receipts").iterdir())) == len(parts)
+    assert len(manifest.shards) < len(make_plan(recipe).parts)
+    assert manifest.datasets[0].rejected["nan-energy"] == CONFORMERS + 1
+
+
+def test_small_parts_share_shards_and_nothing_else_changes(raw: Path, tmp_path: Path, client: Any) -> None:
+    alone = build(recipe_for(raw, tmp_path / "alone", shard_bytes=1), client=client)
+    joined = build(recipe_for(raw, tmp_path / "joined", shard_bytes="1MiB"), client=client)
+    assert len(alone.shards) > len(joined.shards) == 1
+    assert joined.content_hash == alone.content_hash
+    one, other = (open_dataset(tmp_path / name, verify=True) for name in ("alone", "joined"))
+    rows = np.arange(len(one))
+    for name, column in one.batch(rows).columns.items():
+        np.testing.assert_array_equal(column, other.batch(rows).columns[name])
+    np.testing.assert_array_equal(one.num_edges, other.num_edges)
+    assert alone.statistics == joined.statistics
+
+
+def test_only_what_is_needed_stays_in_a_complete_dataset(raw: Path, tmp_path: Path, client: Any) -> None:
+    build(recipe_for(raw, tmp_path / "out"), client=client)
+    left = {path.name for path in (tmp_path / "out" / "build").iterdir()}
+    assert left == {"lock", "plan.json", "tasks.lock"}
 
 
 @pytest.mark.parametrize("format", ["adios", "zarr"])
@@ -182,8 +201,8 @@ def test_the_same_bytes_whatever_the_workers_the_order_and_the_interruptions(
     build(recipe, client=client, watcher=again)
     assert len(again.found) >= 3
 
-    compute = ingest.build._compute
-    monkeypatch.setattr(ingest.build, "_compute", lambda c, plan, missing: compute(c, plan, missing[::-1]))
+    read = ingest.build._read
+    monkeypatch.setattr(ingest.build, "_read", lambda c, plan, missing: read(c, plan, missing[::-1]))
     build(recipe_for(raw, tmp_path / "reversed", format=format), client=client)
 
     expected = tree(tmp_path / "three")
@@ -199,21 +218,56 @@ def test_both_formats_hold_the_same_content(raw: Path, tmp_path: Path, client: A
     assert len(hashes) == 1
 
 
-def test_a_part_whose_shard_was_damaged_or_receipt_torn_is_done_again(
-    raw: Path, tmp_path: Path, client: Any
+def stop_before(stage: str, recipe: Recipe, client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run until a step of `build` would begin."""
+
+    def stop(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"ingest.build.{stage}", stop)
+        with pytest.raises(KeyboardInterrupt):
+            build(recipe, client=client)
+
+
+def test_a_part_whose_files_were_damaged_or_receipt_torn_is_read_again(
+    raw: Path, tmp_path: Path, client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    build(recipe_for(raw, tmp_path / "whole"), client=client)
     recipe = recipe_for(raw, tmp_path / "out")
-    build(recipe, client=client)
-    expected = tree(tmp_path / "out")
-    (tmp_path / "out" / "manifest.json").unlink()
-    (tmp_path / "out" / "shards" / "000000.sizes.npy").write_bytes(b"")
-    (tmp_path / "out" / "build" / "receipts" / "000002.json").write_text('{"digest": "')
-    (tmp_path / "out" / "shards" / "000001.zarr.0123456789ab.tmp").mkdir()
+    stop_before("screen_all", recipe, client, monkeypatch)
+    folder = tmp_path / "out" / "build"
+    (folder / "staged" / "shards" / "000000.sizes.npy").write_bytes(b"")
+    (folder / "receipts" / "000002.json").write_text('{"digest": "')
+    (folder / "tables" / "000001.npz").unlink()
+    (folder / "staged" / "shards" / "000001.zarr.0123456789ab.tmp").mkdir()
     again = Stop(after=-1)
     build(recipe, client=client, watcher=again)
     names = [planned.name for planned in make_plan(recipe).parts]
-    assert again.found == [name for name in names if name not in ("000000", "000002")]
-    assert tree(tmp_path / "out") == expected
+    assert again.found == [name for name in names if name not in ("000000", "000001", "000002")]
+    assert tree(tmp_path / "out") == tree(tmp_path / "whole")
+
+
+def test_a_settled_shard_that_was_damaged_is_made_again_and_no_other(
+    raw: Path, tmp_path: Path, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build(recipe_for(raw, tmp_path / "whole"), client=client)
+    recipe = recipe_for(raw, tmp_path / "out")
+    stop_before("commit", recipe, client, monkeypatch)
+    shards = sorted((tmp_path / "out" / "build" / "shards").glob("*.json"))
+    assert len(shards) > 1
+    assert not list((tmp_path / "out" / "build" / "staged" / "shards").iterdir())
+    parts = json.loads(shards[1].read_text())["parts"]
+    (tmp_path / "out" / "shards" / f"{shards[1].stem}.sizes.npy").write_bytes(b"")
+    before = {path: path.stat().st_mtime_ns for path in shards if path != shards[1]}
+    again = Stop(after=-1)
+    with monkeypatch.context() as patch:
+        patch.setattr("ingest.build.tidy", lambda output: None)
+        build(recipe, client=client, watcher=again)
+    names = [planned.name for planned in make_plan(recipe).parts]
+    assert again.found == [name for name in names if name not in parts]
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert tree(tmp_path / "out") == tree(tmp_path / "whole")
 
 
 def test_a_complete_dataset_is_left_alone_and_another_recipe_refused(
@@ -310,13 +364,13 @@ def test_status_follows_the_parts_on_disk(raw: Path, tmp_path: Path, client: Any
     seen: list[dict[str, Any]] = []
 
     class Look(Stop):
-        def part_finished(self, receipt: PartReceipt) -> None:
+        def part_read(self, planned: PlannedPart, done: PartDone) -> None:
             seen.append(status_of(tmp_path / "out"))
-            super().part_finished(receipt)
+            super().part_read(planned, done)
 
     with pytest.raises(KeyboardInterrupt):
         build(recipe, client=client, watcher=Look(after=2))
-    assert [status["state"] for status in seen] == ["running", "running"]
+    assert [(status["state"], status["stage"]) for status in seen] == [("running", "reading")] * 2
     assert seen[1]["parts"]["done"] >= 2
     stopped = status_of(tmp_path / "out")
     assert stopped["state"] == "unfinished"
@@ -355,7 +409,8 @@ def test_a_source_may_state_its_own_theory_licence_and_doi(raw: Path, tmp_path: 
         {"name": "ours", "reader": "ani1x", "path": str(raw), **own},
         {"name": "theirs", "reader": "ani1x", "path": str(raw), "theory": "HF"},
     ]
-    ours, theirs = build(recipe_for(raw, tmp_path / "out", sources=sources), client=client).datasets
+    recipe = recipe_for(raw, tmp_path / "out", sources=sources, duplicates="keep")
+    ours, theirs = build(recipe, client=client).datasets
     assert ours.model_dump(include=set(own)) == own
     assert (theirs.theory, theirs.doi) == ("HF", "10.1038/s41597-020-0473-z")
 
@@ -420,7 +475,8 @@ def test_energies_far_from_their_reference_are_warned_of(
     with h5py.File(path, "r+") as file:
         file["CO/wb97x_dz.energy"][...] += np.where(np.arange(CONFORMERS) == 0, -1e5, 0.0)
     everything = {"train": 1.0, "validation": 0.0, "test": 0.0}
-    build(recipe_for(path, tmp_path / "out", split=everything), client=client)
+    recipe = recipe_for(path, tmp_path / "out", split=everything, filters={"outliers": None})
+    build(recipe, client=client)
     assert "look for outliers" in caplog.text
 
 
@@ -470,6 +526,6 @@ def test_killed_or_interrupted_in_the_middle_the_second_run_ends_with_the_same_b
     again = _start(path)
     stdout, stderr = again.communicate(timeout=120)
     assert again.returncode == 0, stderr
-    assert f"{finished} of them finished before" in stderr
+    assert f"{finished} of them read before" in stderr
     assert json.loads(stdout)["content_hash"] == open_dataset(tmp_path / "whole").manifest.content_hash
     assert tree(tmp_path / "out") == tree(tmp_path / "whole")
