@@ -121,7 +121,6 @@ ARCHIVES: dict[str, Archive] = {
     ),
     "qm7x": Archive(
         (
-            _zenodo("DupMols.dat", ("5d886ccac38877c8cb26c07704dd1034",)),
             _zenodo("1000.xz", ("b50c6a5d0a4493c274368cf22285503e",), 715_361_604),
             _zenodo("2000.xz", ("4418a813daf5e0d44aa5a26544249ee6",), 1_043_743_376),
             _zenodo("3000.xz", ("f7b5aac39a745f11436047c12d1eb24e",), 2_052_043_036),
@@ -134,6 +133,7 @@ ARCHIVES: dict[str, Archive] = {
             ),
             _zenodo("7000.xz", ("5ecce00a188410d06b747cb683d8d347",), 1_104_141_872),
             _zenodo("8000.xz", ("c893ae88b8f5c32541c3f024fc1daa45",), 89_426_884),
+            _zenodo("DupMols.dat", ("5d886ccac38877c8cb26c07704dd1034",)),
         )
     ),
     "oc20": Archive(

@@ -88,7 +88,8 @@ def show_table(as_json: bool) -> None:
             row["licence"],
             row["doi"],
         )
-    Console(soft_wrap=True, highlight=False).print(table)
+    # As wide as it needs to be: a DOI cut short is none.
+    Console(width=200, soft_wrap=True, highlight=False).print(table)
 
 
 def _rows() -> Iterator[dict[str, Any]]:

@@ -535,6 +535,7 @@ def test_the_list_shows_what_there_is() -> None:
     shown = CliRunner().invoke(download_app, ["--list"])
     assert "ani1x-release.h5" in shown.stdout
     assert "CC0-1.0" in shown.stdout
+    assert "10.1038/s41597-020-0473-z" in shown.stdout
 
 
 def test_the_verb_downloads_unpacks_and_says_how_to_go_on(
