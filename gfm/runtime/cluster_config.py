@@ -48,7 +48,8 @@ class ClusterConfig(Config):
         workers: Number of worker processes; on this machine by default one per core this process may use.
         minimum: Fewest workers: their number then follows the work, up to ``workers``. By default it is fixed.
         threads: Tasks that one worker computes at once.
-        memory: Memory limit of one worker (``4GiB``); on this machine by default its share.
+        memory: Memory limit of one worker (``4GiB``); on this machine by default its share. A job asks for as
+            much as its workers, and what watches over them takes some 150MiB of it.
         dashboard: Where the dashboard listens, port 0 for a free one; null for none.
         processes: False computes on threads of this process: for small jobs and for debugging.
         allowed_failures: How many workers may die on one task without it being given up. By default Dask's (3)

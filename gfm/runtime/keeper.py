@@ -174,7 +174,7 @@ class Keeper(Adaptive):
         """Say what was lost; after jobs that never became workers, wait before the next attempt."""
         ids = ", ".join(job.job_id for job in lost if job.arrived)
         if ids:
-            _LOG.warning("lost: job %s; other jobs take the place", ids)
+            _LOG.info("jobs that ended or were lost and are replaced: %s", ids)
         early = [job for job in lost if not job.arrived]
         if early:
             self._attempts += 1

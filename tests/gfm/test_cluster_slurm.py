@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from gfm.errors import ResourceError
@@ -70,6 +71,12 @@ def _compute(client: Any, meanwhile: Callable[[], object], tasks: int = 60, seco
     assert sorted(results) == [number * number for number in range(tasks)]
 
 
+def _listening(*pids: int) -> set[str]:
+    """Return the addresses at which processes listen."""
+    sockets = [socket for pid in pids for socket in psutil.Process(pid).net_connections("inet")]
+    return {socket.laddr.ip for socket in sockets if socket.status == psutil.CONN_LISTEN}
+
+
 def test_tasks_run_in_jobs_with_the_workers_environment_and_nothing_is_left(
     slurm: Any, config: Callable[..., ClusterConfig], tmp_path: Path
 ) -> None:
@@ -92,6 +99,8 @@ def test_tasks_run_in_jobs_with_the_workers_environment_and_nothing_is_left(
         assert all(address.startswith("tcp://127.0.0.1:") for address in _workers(client).values())
         assert client.dashboard_link.startswith("http://127.0.0.1:")
         assert client.scheduler.address.startswith("tcp://127.0.0.1:")
+        # Scheduler, workers, nannies and their pages; the wildcard address would be seen here.
+        listening = _listening(os.getpid(), *slurm.processes())
         cores = slurm.command("squeue", "--noheader", "--format=%C").split()
     expected = {"PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1", "SITE": "here"}
     for values in seen.values():
@@ -102,6 +111,7 @@ def test_tasks_run_in_jobs_with_the_workers_environment_and_nothing_is_left(
             "python": sys.executable,
         }
     assert cores == ["2", "2"]
+    assert listening == {"127.0.0.1"}
     slurm.wait_for(lambda: not slurm.jobs() and not slurm.processes(), "the jobs to be gone")
     assert dict(os.environ) == before
     assert list((tmp_path / "logs").glob("gfm-worker-*.err"))
@@ -195,7 +205,7 @@ def test_jobs_of_a_client_that_is_killed_or_interrupted_end(
 def test_the_number_of_workers_follows_the_work_within_its_range(
     slurm: Any, config: Callable[..., ClusterConfig]
 ) -> None:
-    with open_client(config(minimum=1, workers=3)) as client:
+    with open_client(config(minimum=1, workers=3, host=None, interface="lo")) as client:
         assert len(slurm.jobs()) == 1
         _compute(client, lambda: slurm.wait_for(lambda: len(_workers(client)) == 3, "three workers"), tasks=150)
         slurm.wait_for(lambda: len(slurm.jobs()) == 1, "two workers to be given back", 60)
