@@ -8,6 +8,7 @@ Source: ``ase/db`` in gitlab.com/ase/ase; the units in a database's metadata: sc
 """
 
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -21,7 +22,7 @@ from gfm.errors import CorruptDataError, DataError
 from ingest.readers.ase_files import container_of, metadata_of, ranges_of, rows_of
 from ingest.readers.ase_rows import Row
 from ingest.readers.base import Block, Part, Published, Reader, find_files, hash_id
-from ingest.readers.records import BlockBuilder, Refused, check_structure, hill_formula
+from ingest.readers.records import BlockBuilder, Refused, atomic_numbers, hill_formula
 
 __all__ = ["AseDb"]
 
@@ -136,7 +137,8 @@ class AseDb(Reader):
             try:
                 if isinstance(row, Refused):
                     raise row
-                builder.add(self._structure(row, f"{name}[{row_id}]"), source)
+                structure = self._structure(row, f"{name}[{row_id}]")
+                builder.offer(structure, source, forces=self.require_forces)
             except Refused as refused:
                 builder.refuse(source, refused)
             if builder.full:
@@ -145,20 +147,23 @@ class AseDb(Reader):
             yield builder.take()
 
     def _structure(self, row: Row, name: str) -> Structure:
-        """Return the structure of one row, which is called ``name`` where it has no id of its own.
+        """Return what one row says, which is called ``name`` where it has no id of its own.
 
         Raises:
-            Refused: It cannot be a labelled structure.
+            Refused: Something in it cannot be what it should be.
         """
         numbers, positions = row.own("numbers"), row.own("positions")
         if numbers is None or positions is None:
             raise Refused("missing-numbers" if numbers is None else "missing-positions")
         if numbers.size == 0:
             raise Refused("no-atoms")
+        if numbers.ndim != 1:
+            raise Refused("bad-shape", f"numbers has shape {numbers.shape}, expected one dimension")
+        numbers = atomic_numbers(numbers)
         energy = row.number(self.energy_key, "energy")
         forces = row.array(self.forces_key, "forces")
         cell = row.own("cell")
-        structure = Structure(
+        return Structure(
             numbers=numbers,
             positions=_scaled(positions, LENGTH_UNITS[self.length_unit]),
             cell=np.zeros((3, 3)) if cell is None else _scaled(cell, LENGTH_UNITS[self.length_unit]),
@@ -169,14 +174,14 @@ class AseDb(Reader):
             charge=_whole_number(row, self.charge_key, "charge"),
             spin=_whole_number(row, self.spin_key, "spin"),
             fixed=row.fixed(numbers.size),
+            group=self._group(row, numbers),
             key=hash_id(f"asedb:{name if self.id_key is None else row.text(self.id_key, 'id')}"),
         )
-        check_structure(structure, forces=self.require_forces)
+
+    def _group(self, row: Row, numbers: NDArray[np.uint8]) -> int:
         if self.group_key is None:
-            structure.group = hash_id(f"formula:{hill_formula(structure.numbers)}")
-        else:
-            structure.group = hash_id(f"{self.group_prefix}:{row.text(self.group_key, 'group')}")
-        return structure
+            return _formula_group(numbers.tobytes())
+        return hash_id(f"{self.group_prefix}:{row.text(self.group_key, 'group')}")
 
     @property
     def _forces_unit(self) -> str:
@@ -219,11 +224,17 @@ class AseDb(Reader):
 
 def _scaled(values: NDArray[Any], factor: float) -> NDArray[np.float64]:
     """Return values times a factor; what grows too large is infinite, and refused as such later."""
+    values = np.asarray(values, dtype=np.float64)
     if factor == 1.0:
         return values
     with np.errstate(over="ignore"):
         scaled: NDArray[np.float64] = values * factor
     return scaled
+
+
+@lru_cache(maxsize=4096)
+def _formula_group(numbers: bytes) -> int:
+    return hash_id(f"formula:{hill_formula(np.frombuffer(numbers, dtype=np.uint8))}")
 
 
 def _plain(key: str) -> str:
