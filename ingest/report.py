@@ -11,14 +11,10 @@ from gfm.runtime.quantities import byte_count, duration, listed
 from ingest.report_distributions import distribution_sections
 from ingest.report_elements import element_sections
 from ingest.report_facts import Facts, percent
+from ingest.report_provenance import provenance_sections, work_sections
+from ingest.report_references import reference_sections
 from ingest.report_rejects import reject_sections
-from ingest.report_sections import (
-    dataset_sections,
-    provenance_sections,
-    reference_sections,
-    split_sections,
-    work_sections,
-)
+from ingest.report_sections import dataset_sections, split_sections
 from store.manifest import Manifest
 
 __all__ = ["default_report", "write_report"]

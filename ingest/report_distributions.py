@@ -5,15 +5,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from gfm.data.moments import Histogram
-from gfm.runtime.pages import Group, Notice, Plot, Section, Text
+from gfm.runtime.pages import Group, Notice, Plot, Section, Table, Text
 from gfm.runtime.quantities import listed
-from ingest.report_facts import Facts, Part, quantile
+from ingest.report_facts import TALL, Facts, Part, quantile
 from ingest.report_figures import Row, Scale, pooled, rows_plot
 
 __all__ = ["distribution_sections"]
 
 # Names of datasets told one by one.
 _NAMED = 6
+_UNITS = {"eV/angstrom": "eV/Å", "eV/angstrom^3": "eV/Å³", "angstrom": "Å"}
 _ZEROS = "Zeros are in the leftmost bar."
 
 
@@ -79,7 +80,8 @@ _SHOWN = (
     ),
     _Shown(
         "largest_force_histogram", "log", "largest |F| of a structure (eV/Å)", "structures",
-        _half("Half of the structures stay below {} eV/Å on every atom"), "Largest forces", "largest-force", _ZEROS,
+        _half("Half of the structures stay below {} eV/Å on every atom"), "Largest forces", "largest-force",
+        _ZEROS,
     ),
     _Shown(
         "num_atoms_histogram", "log", "atoms in a structure", "structures",
@@ -118,10 +120,15 @@ def distribution_sections(facts: Facts) -> list[Section]:
             Text(
                 "One row for each dataset, each scaled to its own highest bar. The line below the bars reaches "
                 "as far as there is any value, the dot is the median, and thick vertical lines are limits of "
-                "robust filters: what lay beyond was refused."
+                "robust filters: what lay beyond was refused. Limits far from all values are in the table only."
             )
         )
         blocks += [Group(plots[i : i + 2]) for i in range(0, len(plots), 2)]
+    if limits := _limit_rows(facts):
+        columns = ["dataset", "filter", "lowest", "highest", "median", "robust deviation", "unit"]
+        blocks.append(
+            Table(columns, limits, "Limits of the robust filters", folded=True, pinned=len(limits) > TALL)
+        )
     if absent:
         blocks.append(
             Notice(
@@ -169,6 +176,20 @@ def _caption(shown: _Shown, rows: Sequence[Row], without: Sequence[str], every: 
 def _limits(part: Part, name: str) -> tuple[float | None, float | None]:
     limits = (part.statistics.get("limits") or {}).get(name) or {}
     return limits.get("low"), limits.get("high")
+
+
+def _limit_rows(facts: Facts) -> list[list[str]]:
+    return [
+        [part.name, name, *(_exact(limit.get(key)) for key in ("low", "high", "median", "spread")),
+         _UNITS.get(limit.get("unit", ""), limit.get("unit", ""))]
+        for part in facts.parts
+        for name, limit in (part.statistics.get("limits") or {}).items()
+    ]  # fmt: skip
+
+
+def _exact(value: float | None) -> str:
+    """Return a number with four digits; a dash for no limit."""
+    return "–" if value is None else f"{value:.4g}"
 
 
 def _short(value: float) -> str:

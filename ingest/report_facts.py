@@ -1,16 +1,21 @@
 """What the report knows of a dataset: its manifest, parsed once, and readings that bear missing keys."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from gfm.data.moments import Histogram, Moments
-from gfm.runtime.quantities import number
+from gfm.runtime.quantities import listed, number
 from store.manifest import DatasetEntry, Manifest
 
-__all__ = ["Facts", "Part", "percent", "quantile"]
+__all__ = ["TALL", "Facts", "Part", "named", "percent", "quantile"]
+
+# Tables longer than this scroll in themselves.
+TALL = 20
+# Names told one by one.
+_NAMED = 10
 
 
 @dataclass(frozen=True)
@@ -106,6 +111,13 @@ class Facts:
     def seconds(self) -> float | None:
         """Wall time of the ingestion."""
         return self.provenance.get("seconds") or None
+
+
+def named(names: Sequence[str]) -> str:
+    """Return names as an enumeration; of many the first and how many more."""
+    if len(names) <= _NAMED:
+        return listed(names)
+    return f"{', '.join(names[:_NAMED])} and {len(names) - _NAMED} more"
 
 
 def percent(count: float, whole: float) -> str:

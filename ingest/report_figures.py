@@ -208,7 +208,7 @@ def _span(rows: Sequence[Row], scale: Scale) -> tuple[float, float]:
         edges, counts = _drawn(row.histogram, scale)
         occupied = np.flatnonzero(counts)
         low, high = min(low, float(edges[occupied[0]])), max(high, float(edges[occupied[-1] + 1]))
-    near = (low / 100, high * 100) if scale == "log" else (2 * low - high, 2 * high - low)
+    near = (low / 10, high * 10) if scale == "log" else (2 * low - high, 2 * high - low)
     limits = [limit for row in rows for limit in (row.low, row.high) if limit is not None]
     inside = [limit for limit in limits if near[0] <= limit <= near[1]]
     low, high = min([low, *inside]), max([high, *inside])

@@ -23,6 +23,7 @@ REASONS: dict[str, str] = {
     "force-outlier": "The largest force lies outside of the robust limits of its dataset.",
     "force-too-large": "The largest force on an atom is beyond the recipe's limit.",
     "hostile-pickle": "The pickle asks to run code; it was not run.",
+    "left-out": "The recipe's options leave this record out.",
     "missing-frames": "The file ends before all frames that its side file lists.",
     "missing-id": "The record does not say which system and frame it is.",
     "missing-record": "The database announces a record that is not in it.",

@@ -72,7 +72,7 @@ def _examples(facts: Facts) -> list[Any]:
     }
     found, complete = examples_of(facts.path / "rejects", wanted)
     rows = [
-        [name, reason, value, source]
+        [name, reason, value or "–", source]
         for (name, reason) in wanted
         for source, value in found.get((name, reason), [])
     ]

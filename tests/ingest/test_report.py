@@ -16,6 +16,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 
 from gfm.data.moments import Histogram, Moments
 from gfm.errors import MissingDataError
+from gfm.runtime import pages
 from gfm.runtime.cluster import ClusterConfig, open_client
 from gfm.runtime.config import parse_config
 from ingest import report_rejects
@@ -113,6 +114,12 @@ def change(dataset: Path) -> Callable[..., Path]:
     return make
 
 
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are empty, for tests of text only: drawing is what takes the time."""
+    monkeypatch.setattr(pages, "_draw", lambda plot, palette: b"<svg xmlns='http://www.w3.org/2000/svg'/>")
+
+
 def page_of(dataset: Path, folder: Path) -> str:
     return write_report(dataset, folder / "page.html").read_text()
 
@@ -133,6 +140,7 @@ def row_of(text: str, heading: str, first: str) -> list[str]:
     raise AssertionError(f"no row {first} in {heading}")
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_page_of_a_real_ingestion_says_what_the_manifest_says(ingested: Path, tmp_path: Path) -> None:
     text = visible(page_of(ingested, tmp_path))
     manifest = Manifest.load(ingested)
@@ -153,10 +161,13 @@ def test_statistics_become_figures_with_their_meaning_in_the_title(
     text = page_of(change(statistics={"salts": full_statistics()}), tmp_path)
     assert text.count("<picture>") == 8
     assert "before they were counted" not in text
+    row = row_of(text, "Distributions", "salts")
+    assert row == ["salts", "energy-residual", "-2", "2", "0", "0.2", "eV/atom"]
     for caption in ("Energies per atom after referencing: 59 structures", "Forces on atoms: 150 atoms"):
         assert caption in text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_every_missing_key_leaves_its_part_out_with_a_sentence(
     change: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -171,6 +182,7 @@ def test_every_missing_key_leaves_its_part_out_with_a_sentence(
         assert "<h2>Provenance</h2>" in page_of(change(statistics={"salts": some}), folder)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_periodic_table_counts_structures_atoms_and_forces(change: Callable[..., Path], tmp_path: Path) -> None:
     text = page_of(change(statistics={"salts": full_statistics()}), tmp_path)
     assert len(re.findall('data-z="', text)) == 118
@@ -180,6 +192,7 @@ def test_periodic_table_counts_structures_atoms_and_forces(change: Callable[...,
     assert 'data-z="Fe" data-name="Iron" title="Fe, Iron: in no structure"' in text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_untrusted_text_is_escaped(change: Callable[..., Path], tmp_path: Path) -> None:
     evil = "</script><script>alert(1)</script><img src=x onerror=alert(2)>"
     entry = DatasetEntry(
@@ -198,6 +211,7 @@ def test_untrusted_text_is_escaped(change: Callable[..., Path], tmp_path: Path) 
     assert text.count("<script>") == 1
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_doi_leads_to_its_resolver_and_nothing_else_is_a_link(
     change: Callable[..., Path], ingested: Path, tmp_path: Path
 ) -> None:
@@ -216,6 +230,7 @@ def test_nothing_is_loaded_from_elsewhere(change: Callable[..., Path], tmp_path:
     assert all(source.startswith("data:") for source, _ in loaded)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_reference_that_is_not_determined_is_said(change: Callable[..., Path], tmp_path: Path) -> None:
     reference = Reference(
         values={"Na": -1.25, "Cl": -3.5}, rank=1, num_elements=2, unseen=["O"], residual_std=0.0125, count=47
@@ -232,6 +247,7 @@ def test_reference_that_is_not_determined_is_said(change: Callable[..., Path], t
     assert "Without any reference: lonely" in text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_dataset_without_rejects_says_so(change: Callable[..., Path], tmp_path: Path) -> None:
     text = page_of(change(datasets=[DatasetEntry(name="salts", structures=59)]), tmp_path)
     assert "No record was refused" in text
@@ -255,6 +271,7 @@ def test_one_structure_without_forces_makes_a_page(change: Callable[..., Path], 
     assert row_of(visible(text), "Datasets", "salts")[1:5] == ["1", "100 %", "1", "1.0"]
 
 
+@pytest.mark.slow
 def test_256_datasets_share_rows_of_figures_and_long_tables_scroll(
     change: Callable[..., Path], tmp_path: Path
 ) -> None:
