@@ -1,6 +1,6 @@
 """Published archives: brought once, checked, and only then called by their names; tar files unpacked safely.
 
-Beside a finished file lies ``NAME.receipt.json``, by which it is known again without reading it. A file with
+Beside a finished file lies ``NAME.receipt``, by which it is known again without reading it. A file with
 another checksum than the published one is kept as ``NAME.bad`` until it is downloaded again.
 """
 
@@ -202,4 +202,4 @@ class _Counted:
 
 
 def _receipt_of(target: Path) -> Path:
-    return target.with_name(f"{target.name}.receipt.json")
+    return target.with_name(f"{target.name}.receipt")

@@ -1,6 +1,6 @@
 """One file from one server over as many HTTP connections as it takes, each going on where the last broke off.
 
-What came lies in ``NAME.part``; ``NAME.part.json`` says of which version of the file it is. The checksum is
+What came lies in ``NAME.part``; ``NAME.part.note`` says of which version of the file it is. The checksum is
 computed while bytes are written. Nothing is taken over an unencrypted connection.
 
 Source: RFC 9110, sections 13.1.5 (If-Range), 14 (Range) and 15.5.17 (416).
@@ -243,7 +243,7 @@ def part_of(target: Path) -> Path:
 
 def note_of(target: Path) -> Path:
     """Return where it is noted of which version of a file its part is."""
-    return target.with_name(f"{target.name}.part.json")
+    return target.with_name(f"{target.name}.part.note")
 
 
 def hash_of(path: Path, name: str, total: int, listener: Listener) -> Any:

@@ -167,8 +167,8 @@ class Heard(Listener):
 def test_a_file_comes_once_with_a_receipt(server: Server, tmp_path: Path) -> None:
     file = remote(server)
     assert download(file, tmp_path, FAST).read_bytes() == CONTENT
-    assert names(tmp_path) == ["data.bin", "data.bin.receipt.json"]
-    receipt = json.loads((tmp_path / "data.bin.receipt.json").read_text())
+    assert names(tmp_path) == ["data.bin", "data.bin.receipt"]
+    receipt = json.loads((tmp_path / "data.bin.receipt").read_text())
     assert receipt == {"bytes": len(CONTENT), "md5": file.md5[0], "url": server.url}
     download(file, tmp_path, FAST)
     download(file, tmp_path, FAST, verify=True)
@@ -197,7 +197,7 @@ def test_a_later_call_goes_on_and_checks_what_was_there(server: Server, tmp_path
     server.asked.clear()
     assert download(remote(server), tmp_path, FAST).read_bytes() == CONTENT
     assert server.asked[0]["Range"] == "bytes=500000-"
-    assert names(tmp_path) == ["data.bin", "data.bin.receipt.json"]
+    assert names(tmp_path) == ["data.bin", "data.bin.receipt"]
 
 
 @pytest.mark.parametrize("etag", ['"one"', 'W/"weak"', None])
@@ -376,7 +376,7 @@ def test_a_wrong_checksum_is_kept_aside(server: Server, tmp_path: Path) -> None:
     assert names(tmp_path) == ["data.bin.bad"]
     assert (tmp_path / "data.bin.bad").read_bytes() == wrong
     assert download(remote(server), tmp_path, FAST).read_bytes() == CONTENT
-    assert names(tmp_path) == ["data.bin", "data.bin.receipt.json"]
+    assert names(tmp_path) == ["data.bin", "data.bin.receipt"]
 
 
 def test_either_of_two_published_checksums_is_right(server: Server, tmp_path: Path) -> None:
