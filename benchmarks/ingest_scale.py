@@ -3,7 +3,7 @@
     python benchmarks/ingest_scale.py --parts 20000 --structures 3000000 --rates ingestion.json
 
 ``--parts`` ingests so many tiny OC20 text files on two local workers and follows the memory of every process
-over the parts that are finished: what grows is what a plan of 100,000 parts would run out of. ``--structures``
+over the parts that are read: what grows is what a plan of 100,000 parts would run out of. ``--structures``
 ingests one HDF5 file of so many molecules in the layout of ANI-1x. Both call ``gfm ingest run`` and look at it
 from outside each second; plots and samples go to ``--output``. With the JSON of ``ingestion.py`` as ``--rates``
 there is an estimate for the published mix of 154 million structures.
@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from measure import Result, show
 from raw_files import slabs, write_ani1x, write_oc20_text
-from watch import ROOT, Sample, Watched, watch
+from watch import ROOT, Watched, watch
 
 _MIB = 1 << 20
 # Structures of each published data set, and the layout by which `ingestion.py` names its rates.
@@ -38,18 +38,19 @@ _BYTES_A_PART = 2 * 1024 * _MIB / 100_000
 
 
 def many_parts(folder: Path, parts: int, workers: int, output: Path) -> list[Result]:
-    """Ingest tiny parts and follow the memory over them."""
+    """Ingest tiny parts and follow the memory over them; at 100 % is what there is after all were read."""
     _check_room(folder, nbytes=parts * 120_000, inodes=parts * 20)
     print(f"writing {parts:,} files ...", file=sys.stderr, flush=True)
     raw = write_oc20_text(
         folder / "raw", slabs(np.random.default_rng(0), 2 * parts, 16), per_file=2, packed=False
     )
-    watched = _ingest(folder, "oc20", raw, workers, parts)
-    _save(output / "many_parts", watched, x="finished", label="finished parts")
+    watched = _ingest(folder, "oc20", raw, workers)
+    _save(output / "many_parts", watched)
     memory = [(sample.finished, sample.memory[ROOT]) for sample in watched.samples if ROOT in sample.memory]
     at = {share: _memory_at(memory, share * parts) for share in (0.1, 0.5, 1.0)}
     early = at[0.1] / _MIB
-    grown = [point for point in memory if point[0] >= 0.1 * parts]
+    # While parts are read: what comes after is one more step, not growth.
+    grown = [point for point in memory if 0.1 * parts <= point[0] < parts] or memory
     finished, size = np.array(grown, dtype=float).T
     slope = float(np.polyfit(finished, size, deg=1)[0])
     name = f"{parts:,} parts"
@@ -60,6 +61,7 @@ def many_parts(folder: Path, parts: int, workers: int, output: Path) -> list[Res
     ratio = _BYTES_A_PART / max(slope, 1.0)
     results += [
         Result(f"{name}: growth of {ROOT}", slope, "bytes/part", "limit", _BYTES_A_PART, ratio),
+        _peak(name, watched, ROOT, 1024),
         _peak(name, watched, "worker", 1024),
         Result(f"{name}: rate", parts / watched.wall, "parts/s", "wall s", watched.wall, 1.0),
     ]
@@ -76,8 +78,8 @@ def one_large(folder: Path, structures: int, workers: int, output: Path) -> list
     _check_room(folder, nbytes=structures * 2_500, inodes=10_000)
     print(f"writing {structures:,} molecules ...", file=sys.stderr, flush=True)
     raw = write_ani1x(folder / "large.h5", np.random.default_rng(0), structures=structures)
-    watched = _ingest(folder, "ani1x", raw, workers, None)
-    _save(output / "one_large", watched, x="seconds", label="seconds")
+    watched = _ingest(folder, "ani1x", raw, workers)
+    _save(output / "one_large", watched)
     manifest = json.loads((folder / "dataset" / "manifest.json").read_text())
     written = sum(file.stat().st_size for file in (folder / "dataset").rglob("*") if file.is_file())
     found = sum(dataset["structures"] for dataset in manifest["datasets"])
@@ -107,8 +109,8 @@ def _peak(name: str, watched: Watched, role: str, limit: float) -> Result:
     return Result(f"{name}: peak of {role}", size, "MiB", "limit", limit, limit / size)
 
 
-def _ingest(folder: Path, reader: str, raw: Path, workers: int, parts: int | None) -> Watched:
-    """Call ``gfm ingest run`` and watch it; a part counts half when it is read, and whole with its shard."""
+def _ingest(folder: Path, reader: str, raw: Path, workers: int) -> Watched:
+    """Call ``gfm ingest run`` and watch it; a part is finished with its receipt."""
     output = folder / "dataset"
     recipe = folder / "recipe.yaml"
     settings = {
@@ -117,27 +119,24 @@ def _ingest(folder: Path, reader: str, raw: Path, workers: int, parts: int | Non
         "cluster": {"workers": workers, "dashboard": None},
     }
     recipe.write_text(json.dumps(settings))  # JSON is YAML
-    most = 0.0
+    most = 0
 
-    def finished() -> float:
+    def finished() -> int:
         nonlocal most
-        done = 0.5 * (_entries(output / "build" / "receipts") + _entries(output / "shards"))
-        if parts is not None and (output / "manifest.json").exists():
-            done = parts
-        most = max(most, done)
+        # Receipts are removed as the dataset is complete.
+        most = max(most, _entries(output / "build" / "receipts"))
         return most
 
     command = [sys.executable, "-P", "-m", "gfm", "ingest", "run", str(recipe)]
     print("ingesting ...", file=sys.stderr, flush=True)
     watched = watch(command, finished, log=folder / "log.txt")
-    watched.samples.append(Sample(watched.wall, finished(), {}))
     return watched
 
 
 def _entries(folder: Path) -> int:
     try:
         with os.scandir(folder) as entries:
-            return sum(not entry.name.startswith(".") for entry in entries)
+            return sum(entry.name.endswith(".json") for entry in entries)
     except FileNotFoundError:
         return 0
 
@@ -152,8 +151,8 @@ def _check_room(folder: Path, *, nbytes: int, inodes: int) -> None:
         sys.exit(f"{folder}: {inodes:,} files needed, {files:,} possible; give another --folder")
 
 
-def _save(path: Path, watched: Watched, *, x: str, label: str) -> None:
-    """Write samples as JSON, and the memory of all processes as a plot."""
+def _save(path: Path, watched: Watched) -> None:
+    """Write samples as JSON, and the memory of all processes over parts read and over time as a plot."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -161,14 +160,16 @@ def _save(path: Path, watched: Watched, *, x: str, label: str) -> None:
 
     path.parent.mkdir(parents=True, exist_ok=True)
     path.with_suffix(".json").write_text(json.dumps(asdict(watched)))
-    figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
+    figure, panels = pyplot.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
     roles = dict.fromkeys(role for sample in watched.samples for role in sample.memory)
-    for role in roles:
-        if role == ROOT or role.startswith("worker"):
-            points = [(getattr(s, x), s.memory[role] / _MIB) for s in watched.samples if role in s.memory]
-            axes.plot(*zip(*points, strict=True), label=role)
-    axes.set(xlabel=label, ylabel="resident memory, MiB", ylim=(0, None))
-    axes.legend()
+    for axes, x, label in zip(panels, ("finished", "seconds"), ("parts read", "seconds"), strict=True):
+        for role in roles:
+            if role == ROOT or role.startswith("worker"):
+                points = [(getattr(s, x), s.memory[role] / _MIB) for s in watched.samples if role in s.memory]
+                axes.plot(*zip(*points, strict=True), label=role)
+        axes.set(xlabel=label, ylim=(0, None))
+    panels[0].set(ylabel="resident memory, MiB")
+    panels[0].legend()
     figure.savefig(path.with_suffix(".png"), dpi=150)
     pyplot.close(figure)
 

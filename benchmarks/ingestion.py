@@ -72,6 +72,9 @@ def cases(folder: Path, scale: float) -> list[Case]:
     qm7x = raw.write_qm7x(folder / "qm7x.hdf5", rng, structures=2 * thousand)
     ani1x = raw.write_ani1x(folder / "ani1x.h5", rng, structures=100 * thousand)
     few = raw.write_ani1x(folder / "ani1x-few.h5", rng, structures=5 * thousand)
+    keyed = raw.write_ani1x(folder / "keyed.h5", rng, structures=20 * thousand, conformers=100)
+    keys = ("coordinates", "wb97x_dz.energy", "wb97x_dz.forces")
+    meaning = dict(zip(("positions_key", "energy_key", "forces_key"), keys, strict=True))
     read = "ase.io.read"
     rows = list(raw.crystals(rng, 2 * thousand, 31))
     aselmdb = raw.write_aselmdb(folder / "rows.aselmdb", rows)
@@ -98,6 +101,9 @@ def cases(folder: Path, scale: float) -> list[Case]:
               ("ijson, by material", partial(plain.mptrj_ijson, frames), 2 * thousand)], limit=5_000),
         Case("QM7-X HDF5", "qm7x", qm7x, 2 * thousand,
              [("h5py, by frame", partial(plain.qm7x_by_frame, qm7x), 2 * thousand)], {"duplicates": None}),
+        Case("keyed HDF5", "hdf5", keyed, 20 * thousand,
+             [("h5py, by conformer", partial(plain.hdf5_by_row, keyed, keys), 20 * thousand)],
+             {**meaning, "energy_unit": "hartree"}),
         Case("ANI-1x HDF5", "ani1x", ani1x, 100 * thousand,
              [("h5py, by conformer", partial(plain.ani1x_by_conformer, few), 5 * thousand),
               ("h5py, by formula", partial(plain.ani1x_by_formula, ani1x), 100 * thousand)], limit=20_000),

@@ -98,7 +98,9 @@ def _memory(root: int, roles: dict[int, str]) -> dict[str, int]:
         try:
             if process.pid not in roles:
                 roles[process.pid] = _role(process, root, roles)
-            found[roles[process.pid]] = process.memory_info().rss
+            # One that ended and was not waited for yet has nothing left.
+            if size := process.memory_info().rss:
+                found[roles[process.pid]] = size
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue
     return found
