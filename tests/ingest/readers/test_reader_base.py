@@ -20,7 +20,7 @@ from ingest.readers import READERS
 from ingest.readers.base import BLOCK_STRUCTURES, Block, Part, Reject, find_files, hash_id
 from ingest.readers.records import BlockBuilder, Refused, check_structure, hill_formula
 
-ALL = ["ani1x", "ase_db", "extxyz", "mptrj", "oc20", "oc22", "qm7x"]
+ALL = ["ani1x", "ase_db", "extxyz", "hdf5", "mptrj", "oc20", "oc22", "qm7x"]
 
 
 def _water(**changes: Any) -> Structure:
@@ -49,7 +49,7 @@ def test_every_reader_says_what_it_delivers(name: str) -> None:
     assert about.theory
     assert about.licence
     assert about.energy_kind.startswith("total")
-    if name not in ("ase_db", "extxyz"):
+    if name not in ("ase_db", "extxyz", "hdf5"):
         assert about.doi.startswith("10.")
 
 
