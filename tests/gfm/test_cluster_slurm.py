@@ -142,16 +142,16 @@ def _set_the_node_down(slurm: Any, job: str) -> None:
 def test_what_is_lost_is_replaced_and_the_work_finishes(
     slurm: Any, config: Callable[..., ClusterConfig], harm: Callable[[Any, str], None], per_job: int
 ) -> None:
-    with open_client(config(workers=2 * per_job, processes_per_job=per_job)) as client:
-        client.wait_for_workers(2 * per_job, timeout=60)
+    with open_client(config(processes_per_job=per_job)) as client:
+        client.wait_for_workers(2, timeout=60)
         before = _workers(client)
         _compute(client, lambda: harm(slurm, min(slurm.jobs(), key=int)))
         slurm.wait_for(
-            lambda: len(_workers(client)) == 2 * per_job and _workers(client) != before, "as many workers again"
+            lambda: len(_workers(client)) == 2 and _workers(client) != before, "as many workers again"
         )
         # Still jobs of the same names, and no more of them than before.
         assert _workers(client).keys() == before.keys()
-        slurm.wait_for(lambda: len(slurm.jobs()) == 2, "two jobs")
+        slurm.wait_for(lambda: len(slurm.jobs()) == 2 // per_job, "no more jobs than needed")
 
 
 def test_a_task_that_kills_its_workers_ends_all_the_same(
@@ -264,3 +264,15 @@ def test_a_start_that_takes_too_long_says_what_the_queue_says(
         pytest.fail("no node is up")
     assert slurm.jobs() == {}
     assert any("waiting for the first worker" in line for line in told)
+
+
+def test_private_slurms_live_side_by_side_and_leave_nothing(slurm: Any) -> None:
+    with type(slurm)(nodes=1) as other:
+        (other.directory / "job.sh").write_text("#!/bin/bash\nsleep 1000\n")
+        other.command("sbatch", "--output=/dev/null", str(other.directory / "job.sh"))
+        other.wait_for(lambda: "sleep 1000" in other.processes("1").values(), "the job to run")
+        assert slurm.jobs() == {}
+        assert slurm.processes() == {}
+        assert [node for _, _, node in other.jobs().values()] == ["node1"]
+    assert other.processes() == {}
+    assert not other.directory.exists()
