@@ -62,7 +62,7 @@ def cases(folder: Path, scale: float) -> list[Case]:
     rng = np.random.default_rng(0)
     thousand = round(1000 * scale)
     slabs = list(raw.slabs(rng, 3 * thousand, 73))
-    packed = raw.write_oc20_text(folder / "oc20", slabs[:thousand], per_file=thousand, packed=True)
+    packed = raw.write_oc20_text(folder / "oc20", slabs, per_file=thousand, packed=True)
     text = raw.write_oc20_text(folder / "text", slabs, per_file=3 * thousand, packed=False)
     third = raw.write_oc20_text(folder / "third", slabs[:thousand], per_file=thousand, packed=False)
     pyg1 = raw.write_lmdb(folder / "oc22.lmdb", raw.slabs(rng, 3 * thousand, 80), pyg=1)
@@ -84,7 +84,7 @@ def cases(folder: Path, scale: float) -> list[Case]:
         Path(shutil.copy(file, file.with_suffix(".plain"))) for file in (pyg1, pyg2, aselmdb)
     )
     return [
-        Case("OC20 text (.xz)", "oc20", packed, thousand,
+        Case("OC20 text (.xz)", "oc20", packed, 3 * thousand,
              [(read, partial(plain.oc20_with_ase, packed / "0.extxyz.xz"), thousand)]),
         Case("extended XYZ", "extxyz", text, 3 * thousand,
              [(read, partial(plain.ase_extxyz, third / "0.extxyz"), thousand)]),
