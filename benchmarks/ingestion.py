@@ -63,10 +63,10 @@ def cases(folder: Path, scale: float) -> list[Case]:
     thousand = round(1000 * scale)
     slabs = list(raw.slabs(rng, 3 * thousand, 73))
     packed = raw.write_oc20_text(folder / "oc20", slabs, per_file=thousand, packed=True)
-    text = raw.write_oc20_text(folder / "text", slabs, per_file=3 * thousand, packed=False)
+    text = raw.write_oc20_text(folder / "text", slabs[: 2 * thousand], per_file=2 * thousand, packed=False)
     third = raw.write_oc20_text(folder / "third", slabs[:thousand], per_file=thousand, packed=False)
-    pyg1 = raw.write_lmdb(folder / "oc22.lmdb", raw.slabs(rng, 3 * thousand, 80), pyg=1)
-    pyg2 = raw.write_lmdb(folder / "oc20.lmdb", slabs, pyg=2)
+    pyg1 = raw.write_lmdb(folder / "oc22.lmdb", raw.slabs(rng, 2 * thousand, 80), pyg=1)
+    pyg2 = raw.write_lmdb(folder / "oc20.lmdb", slabs[: 2 * thousand], pyg=2)
     mptrj = raw.write_mptrj(folder / "mptrj.json", raw.crystals(rng, 8 * thousand, 31))
     frames = raw.write_mptrj(folder / "mptrj-few.json", raw.crystals(rng, 2 * thousand, 31))
     qm7x = raw.write_qm7x(folder / "qm7x.hdf5", rng, structures=2 * thousand)
@@ -86,12 +86,12 @@ def cases(folder: Path, scale: float) -> list[Case]:
     return [
         Case("OC20 text (.xz)", "oc20", packed, 3 * thousand,
              [(read, partial(plain.oc20_with_ase, packed / "0.extxyz.xz"), thousand)]),
-        Case("extended XYZ", "extxyz", text, 3 * thousand,
+        Case("extended XYZ", "extxyz", text, 2 * thousand,
              [(read, partial(plain.ase_extxyz, third / "0.extxyz"), thousand)]),
-        Case("OC20 LMDB (PyG 2 pickles)", "oc20", pyg2, 3 * thousand,
-             [("pickle with PyG", partial(plain.lmdb_with_pyg, plain2), 3 * thousand)]),
-        Case("OC22 LMDB (PyG 1 pickles)", "oc22", pyg1, 3 * thousand,
-             [("pickle with PyG", partial(plain.lmdb_with_pyg, plain1), 3 * thousand)]),
+        Case("OC20 LMDB (PyG 2 pickles)", "oc20", pyg2, 2 * thousand,
+             [("pickle with PyG", partial(plain.lmdb_with_pyg, plain2), 2 * thousand)]),
+        Case("OC22 LMDB (PyG 1 pickles)", "oc22", pyg1, 2 * thousand,
+             [("pickle with PyG", partial(plain.lmdb_with_pyg, plain1), 2 * thousand)]),
         Case("ASE database (.aselmdb)", "ase_db", aselmdb, 2 * thousand,
              [("ASE rows", partial(plain.aselmdb_rows, plain3), 2 * thousand)]),
         Case("ASE database (.db)", "ase_db", ase_db, 2 * thousand,
