@@ -170,7 +170,8 @@ class RaggedBatch:
         np.cumsum(counts, out=offsets[1:])
         atoms = np.repeat(self.offsets[rows] - offsets[:-1], counts) + np.arange(offsets[-1])
         columns = {
-            name: column[atoms if FIELDS[name].per == "atom" else rows] for name, column in self.columns.items()
+            name: column.take(atoms if FIELDS[name].per == "atom" else rows, axis=0)
+            for name, column in self.columns.items()
         }
         return type(self)(columns, offsets, self.present[rows])
 

@@ -33,7 +33,7 @@ _MATERIAL = re.compile(rb'"((?:mp|mvc)-\d+)"\s*:\s*\{')
 _FRAME = re.compile(r'\s*,?\s*"([^"\\]{1,100})"\s*:\s*(?=\{)')
 _NEXT_FRAME = re.compile(r'"((?:mp|mvc)-\d+(?:-\d+)+)"\s*:\s*\{\s*"')
 _SPECIES = itemgetter("species")
-_CHUNK = 4 << 20
+_CHUNK = 1 << 20  # what is read at least; it stays in a processor's cache
 _ID_BYTES = 128  # a material id and its colon are shorter
 _MAX_MATERIAL = 1 << 30
 
@@ -245,7 +245,9 @@ def _materials(stream: BufferedIOBase, start: int, stop: int | None) -> Iterator
                     f"byte {base}: material {name!r} has no end within {_MAX_MATERIAL} bytes"
                 )
             try:
-                chunk = stream.read1(_CHUNK)  # read would lose what it gathered before an error
+                # As much as there is already, or a large material would be copied once per chunk.
+                # read would lose what it gathered before an error.
+                chunk = stream.read1(max(_CHUNK, len(buffer)))
             except STREAM_ERRORS as error:
                 reason = "truncated-file" if isinstance(error, EOFError) else "corrupt-file"
                 chunk, broken = b"", (reason, f"{type(error).__name__}: {error}")
