@@ -7,7 +7,7 @@ from typing import Any
 from gfm.data.moments import Histogram
 from gfm.runtime.pages import Group, Notice, Plot, Section, Table, Text
 from gfm.runtime.quantities import listed
-from ingest.report_facts import TALL, Facts, Part, quantile
+from ingest.report_facts import Facts, Part, quantile
 from ingest.report_figures import Row, Scale, pooled, rows_plot
 
 __all__ = ["distribution_sections"]
@@ -126,9 +126,7 @@ def distribution_sections(facts: Facts) -> list[Section]:
         blocks += [Group(plots[i : i + 2]) for i in range(0, len(plots), 2)]
     if limits := _limit_rows(facts):
         columns = ["dataset", "filter", "lowest", "highest", "median", "robust deviation", "unit"]
-        blocks.append(
-            Table(columns, limits, "Limits of the robust filters", folded=True, pinned=len(limits) > TALL)
-        )
+        blocks.append(Table(columns, limits, "Limits of the robust filters", folded=True, pinned=True))
     if absent:
         blocks.append(
             Notice(
@@ -188,8 +186,8 @@ def _limit_rows(facts: Facts) -> list[list[str]]:
 
 
 def _exact(value: float | None) -> str:
-    """Return a number with four digits; a dash for no limit."""
-    return "–" if value is None else f"{value:.4g}"
+    """Return a number with four digits, or all of a large one; a dash for no limit."""
+    return "–" if value is None else f"{value:,.0f}" if abs(value) >= 1e4 else f"{value:.4g}"
 
 
 def _short(value: float) -> str:

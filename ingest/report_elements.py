@@ -15,7 +15,7 @@ from ingest.report_facts import Facts, Part, percent
 __all__ = ["element_sections"]
 
 _TEMPLATE = Path(__file__).with_name("report_elements.html")
-_CLASSES = 9
+_CLASSES = 10
 # Datasets named in the text of one element.
 _NAMED = 5
 
@@ -184,4 +184,4 @@ def _numbers(facts: Facts, counted: Sequence[Part]) -> Table:
         "symbol", "element", "Z", "structures", "of structures", "atoms", "of atoms", "mean |F| (eV/Å)",
         "datasets",
     ]  # fmt: skip
-    return Table(columns, rows, "The same in numbers, by structures", folded=True)
+    return Table(columns, rows, "The same in numbers, by structures", folded=True, pinned=True)

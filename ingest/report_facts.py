@@ -10,10 +10,8 @@ from gfm.data.moments import Histogram, Moments
 from gfm.runtime.quantities import listed, number
 from store.manifest import DatasetEntry, Manifest
 
-__all__ = ["TALL", "Facts", "Part", "named", "percent", "quantile"]
+__all__ = ["Facts", "Part", "named", "percent", "quantile"]
 
-# Tables longer than this scroll in themselves.
-TALL = 20
 # Names told one by one.
 _NAMED = 10
 
@@ -127,7 +125,7 @@ def percent(count: float, whole: float) -> str:
     share = 100 * count / whole
     if 0 < share < 0.01:
         return "<0.01 %"
-    return f"{number(share, 0 if share in (0.0, 100.0) else 1 if share >= 1 else 2)} %"
+    return f"{number(share, 0 if share in (0.0, 100.0) else 1 if share >= 0.995 else 2)} %"
 
 
 def quantile(histogram: Histogram, share: float) -> float | None:

@@ -7,7 +7,7 @@ import yaml
 
 from gfm.runtime.pages import Bar, Cell, Code, Notice, Section, Table, Text
 from gfm.runtime.quantities import byte_count, duration, number
-from ingest.report_facts import TALL, Facts, percent
+from ingest.report_facts import Facts, percent
 
 __all__ = ["provenance_sections", "work_sections"]
 
@@ -43,7 +43,7 @@ def work_sections(facts: Facts) -> list[Section]:
     columns = [
         "dataset", "CPU (s)", "of all CPU time", "structures / CPU s", "raw files", "MB / CPU s", "parts",
     ]  # fmt: skip
-    table = Table(columns, rows, strong=[len(rows) - 1], pinned=len(rows) > TALL)
+    table = Table(columns, rows, strong=[len(rows) - 1], pinned=True)
     return [Section("Work", [Text(f"{'; '.join(told)}."), table])]
 
 
@@ -52,7 +52,7 @@ def _work_row(name: str, structures: int, timing: Any, whole: float) -> list[Cel
     share = (seconds or 0.0) / whole if whole else 0.0
     return [
         name,
-        number(seconds, 1),
+        number(seconds, 2 if whole < 100 else 1 if whole < 1e5 else 0),
         Bar([share], percent(share, 1)),
         number(structures / seconds if seconds else None, 0),
         "–" if nbytes is None else byte_count(nbytes),

@@ -5,10 +5,12 @@ from typing import Any
 
 from gfm.runtime.pages import Notice, Section, Table, Text
 from gfm.runtime.quantities import number
-from ingest.report_facts import TALL, Facts, Part, named
+from ingest.report_facts import Facts, Part, named
 
 __all__ = ["reference_sections"]
 
+# A longer table is folded away.
+_LONG = 20
 # Datasets in the table of reference energies.
 _REFERENCES = 32
 
@@ -32,7 +34,7 @@ def reference_sections(facts: Facts) -> list[Section]:
             "squares on the training split. Stored energies are the published ones; references are subtracted "
             "on reading."
         ),
-        Table(columns, rows, prose=[5], pinned=len(rows) > TALL),
+        Table(columns, rows, prose=[5], pinned=True),
         *_reference_notices(facts, fitted),
         _reference_values(fitted),
     ]
@@ -82,4 +84,4 @@ def _reference_values(fitted: Sequence[Part]) -> Table:
     if len(shown) < len(fitted):
         caption += f"; the {len(shown)} largest of {len(fitted)} datasets, the others are in manifest.json"
     columns = ["element", *(part.name for part in shown)]
-    return Table(columns, rows, caption, folded=len(rows) > TALL, pinned=True)
+    return Table(columns, rows, caption, folded=len(rows) > _LONG, pinned=True)

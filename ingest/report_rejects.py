@@ -60,7 +60,7 @@ def _by_dataset(facts: Facts) -> Table:
         caption += f"; the {_ROWS} largest of {len(rows)} rows, the others are in manifest.json"
         rows = rows[:_ROWS]
     columns = ["dataset", "reason", "records", "share", "of the dataset's records"]
-    return Table(columns, rows, caption, pinned=len(rows) > 15)
+    return Table(columns, rows, caption, pinned=True)
 
 
 def _examples(facts: Facts) -> list[Any]:
@@ -92,7 +92,7 @@ def _examples(facts: Facts) -> list[Any]:
         if len(rows) > _ROWS:
             caption += f", the first {_ROWS} of {len(rows)}"
         columns = ["dataset", "reason", "value", "source"]
-        blocks.append(Table(columns, rows[:_ROWS], caption, folded=len(rows) > 9, prose=[2, 3]))
+        blocks.append(Table(columns, rows[:_ROWS], caption, folded=len(rows) > 9, prose=[2, 3], pinned=True))
     return blocks
 
 

@@ -8,7 +8,7 @@ from urllib.parse import quote
 from gfm.data.splits import SPLITS
 from gfm.runtime.pages import Bar, Cell, Link, Notice, Section, Table, Text
 from gfm.runtime.quantities import number
-from ingest.report_facts import TALL, Facts, Part, named, percent
+from ingest.report_facts import Facts, Part, named, percent
 
 __all__ = ["dataset_sections", "split_sections"]
 
@@ -33,7 +33,7 @@ def dataset_sections(facts: Facts) -> list[Section]:
     columns = [
         "dataset", "structures", "of all", "atoms", "atoms each", *SPLITS, "rejected", "of its records",
     ]  # fmt: skip
-    blocks: list[Any] = [Table(columns, rows, strong=[len(rows) - 1], pinned=len(rows) > TALL)]
+    blocks: list[Any] = [Table(columns, rows, strong=[len(rows) - 1], pinned=True)]
     if empty := [part.name for part in facts.parts if not part.entry.structures]:
         blocks.append(Notice(f"Not one structure was accepted of {named(empty)}; Rejects says why."))
     blocks.append(_origins(facts))
@@ -57,7 +57,7 @@ def _origins(facts: Facts) -> Table:
     ]  # fmt: skip
     columns = ["dataset", "level of theory", "energy", "licence", "DOI", "read from"]
     caption = "What the labels are and where they come from" + (f"; files are below {folder}" if folder else "")
-    return Table(columns, rows, caption, prose=[1, 5], pinned=len(rows) > TALL)
+    return Table(columns, rows, caption, prose=[1, 5], pinned=True)
 
 
 def _common_folder(paths: Sequence[str]) -> str:
@@ -101,7 +101,7 @@ def split_sections(facts: Facts) -> list[Section]:
             f"{splits.seed} decides. Shares are of groups, so those of structures come near them only where "
             "groups are many and small."
         ),
-        Table(columns, rows, strong=[len(rows) - 1], pinned=len(rows) > TALL),
+        Table(columns, rows, strong=[len(rows) - 1], pinned=True),
     ]
     if absent:
         blocks.append(

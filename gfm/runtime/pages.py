@@ -150,7 +150,8 @@ class Table:
         strong: Rows (by index) that stand out, such as totals.
         folded: Whether only the heading shows until it is opened; for long tables.
         prose: Columns (by index) of running text, which breaks into lines.
-        pinned: Whether heads and first column stay in sight while the table scrolls in a bounded height.
+        pinned: Whether the first column stays in sight while the table scrolls sideways; a long table scrolls
+            in a bounded height, with its heads and the rows that stand out in sight.
     """
 
     columns: Sequence[str]

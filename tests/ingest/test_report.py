@@ -287,7 +287,7 @@ def test_256_datasets_share_rows_of_figures_and_long_tables_scroll(
     )
     assert row_of(text, "Work", "all")[1:] == ["512.0", "", "0", "256.0 MB", "0.5", "256"]
     assert row_of(text, "Rejects", "duplicate")[1] == "512"
-    assert text.count('class="table-scroll pinned"') >= 4
+    assert text.count('class="table-scroll pinned tall"') >= 4
     assert "largest of 256 datasets" in text
 
 
