@@ -16,6 +16,7 @@ from typing import Any
 from dask_jobqueue.core import Job
 from distributed.core import Status
 from distributed.deploy.adaptive import Adaptive
+from distributed.diagnostics.plugin import SchedulerPlugin
 
 from gfm.errors import ResourceError
 
@@ -69,7 +70,7 @@ class WatchedJob:
             self._refuse(f"there is no program {self.submit_command} on this machine")
         except (OSError, RuntimeError, ValueError) as error:
             answer = str(error).partition("stderr:\n")[2].strip() or str(error)
-            self._refuse(f"{self.submit_command} answered: {' '.join(answer.split())}")
+            self._refuse(f"{self.submit_command.strip()} answered: {' '.join(answer.split())}")
 
     def _refuse(self, reason: str) -> None:
         self.refused = reason
@@ -87,8 +88,21 @@ class WatchedJob:
         return await call(command, shell=shell, start_new_session=True, **options)
 
 
+class _Arrivals(SchedulerPlugin):
+    """Remembers which workers came: one may be gone again when the keeper looks."""
+
+    def __init__(self) -> None:
+        self.names: set[str] = set()
+
+    def add_worker(self, scheduler: Any, worker: str) -> None:
+        """Note the name of a worker that came."""
+        self.names.add(str(scheduler.workers[worker].name))
+
+
 class Keeper(Adaptive):
     """Dask's adaptive scaling, which also replaces lost jobs.
+
+    Where the batch system is not asked, a job that ends before its worker came looks like one that still waits.
 
     Attributes:
         trouble: Why the latest job that never became a worker did not.
@@ -106,6 +120,8 @@ class Keeper(Adaptive):
         self._queue = queue
         self._asked = -math.inf
         self._not_before = -math.inf
+        self._arrivals = _Arrivals()
+        cluster.scheduler.add_plugin(self._arrivals)
         super().__init__(cluster, worker_key=_job_name if processes > 1 else None, **options)
 
     @property
@@ -153,22 +169,28 @@ class Keeper(Adaptive):
             return
         for name in lost:
             self.cluster.workers.pop(name, None)
+            self._arrivals.names -= self._workers_of(name)  # its replacement has the same name
         await asyncio.gather(*(jobs[name].close() for name in lost))
         self._judge([jobs[name] for name in lost])
 
     def _is_here(self, name: str, job: Any, now: float) -> bool:
         """Whether a job has workers; note when it was first seen and since when they are gone."""
         self._accepted |= job.job_id is not None
-        names = {f"{name}-{number}" for number in range(self._processes)} if self._processes > 1 else {name}
+        names = self._workers_of(name)
+        if not job.arrived and names & self._arrivals.names:
+            job.arrived = True
+            self._attempts = self._ended = 0
         if names & self.observed:
-            if not job.arrived:
-                self._attempts = self._ended = 0
-            job.arrived, job.missing = True, None
+            job.missing = None
             return True
         if job.arrived and job.missing is None:
             # A job that just lost its worker is worth a question now.
             job.missing, self._asked = now, -math.inf
         return False
+
+    def _workers_of(self, name: str) -> set[str]:
+        """Return the names of a job's workers."""
+        return {f"{name}-{number}" for number in range(self._processes)} if self._processes > 1 else {name}
 
     def _judge(self, lost: Sequence[Any]) -> None:
         """Say what was lost; after jobs that never became workers, wait before the next attempt."""

@@ -1,12 +1,14 @@
 """The Dask client: loopback only, workers that compute on one thread, nothing left behind; batch scripts."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from gfm.errors import ConfigError, ResourceError
@@ -184,6 +186,47 @@ def test_a_missing_batch_system_is_said(monkeypatch: pytest.MonkeyPatch, tmp_pat
     config = _batch(kind="oar", log_directory=tmp_path)
     with pytest.raises(ResourceError, match="there is no program oarsub"), open_client(config):
         pytest.fail("there is no oarsub")
+
+
+_QSUB = """#!/bin/sh
+cp "$1" "{folder}/$$.sh"
+setsid sh "{folder}/$$.sh" >"{folder}/$$.log" 2>&1 &
+echo "$!.server"
+"""
+
+
+@pytest.mark.slow
+def test_a_batch_system_that_cannot_be_asked_has_its_lost_jobs_replaced_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gfm.runtime import keeper
+
+    monkeypatch.setattr(keeper, "LOST_SECONDS", 2.0)
+    # Commands of PBS that start and end processes of this machine, each job a session of its own.
+    for name, text in {
+        "qsub": _QSUB.format(folder=tmp_path),
+        "qdel": '#!/bin/sh\nkill -TERM -- "-$1"\n',
+    }.items():
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    config = _batch(kind="pbs", workers=1, interface=None, host="127.0.0.1", log_directory=tmp_path / "logs")
+    sessions = []
+    with open_client(config) as client:
+        for _ in range(2):
+            pid = client.submit(os.getpid, pure=False).result(timeout=90)
+            sessions.append(os.getsid(pid))
+            if len(sessions) == 1:
+                os.killpg(sessions[0], signal.SIGKILL)
+    assert len(set(sessions)) == 2
+    deadline = time.monotonic() + 30
+    while any(_runs(session) for session in sessions) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(_runs(session) for session in sessions)
+
+
+def _runs(pid: int) -> bool:
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
 
 
 def test_threads_of_this_process_compute_and_the_dashboard_is_on_loopback() -> None:
