@@ -14,7 +14,8 @@ from gfm.errors import DataError
 from ingest.readers.base import Part, Published, find_files, open_hdf5
 from ingest.readers.conformers import Scale
 from ingest.readers.hdf5_arrays import Hdf5Arrays
-from ingest.readers.hdf5_groups import GroupKeys, GroupReader
+from ingest.readers.hdf5_groups import GroupReader
+from ingest.readers.hdf5_rows import GroupKeys
 
 __all__ = ["Ani1x"]
 

@@ -20,13 +20,15 @@ al., doi:10.1038/s41597-022-01882-6, and github.com/openmm/spice-dataset (downlo
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
+import numpy as np
 import pydantic
 
 from gfm.data.units import ENERGY_UNITS, FORCES_UNITS, LENGTH_UNITS, PRESSURE_UNITS, UNIT_SPELLINGS
 from ingest.readers.base import HDF5_ERRORS, Part, Published, find_files, hash_id
 from ingest.readers.conformers import Gatherer, Scale
 from ingest.readers.hdf5_arrays import Hdf5Arrays
-from ingest.readers.hdf5_groups import GroupKeys, GroupReader
+from ingest.readers.hdf5_groups import GroupReader
+from ingest.readers.hdf5_rows import GroupKeys
 from ingest.readers.records import BlockBuilder, Refused
 
 if TYPE_CHECKING:
@@ -252,16 +254,19 @@ def _units_of(arrays: Hdf5Arrays, group: "GroupID", key: str) -> str | None:
     Raises:
         Refused: It cannot be read.
     """
-    from h5py import Dataset, h5a, h5d
+    from h5py import h5a
 
     try:
         if not group.links.exists(key.encode()):
             return None
         found = arrays.open(group, key)
-        if not isinstance(found, h5d.DatasetID) or not h5a.get_num_attrs(found):
+        name = next((name for name in (b"units", b"unit") if h5a.exists(found, name)), None)
+        if name is None:
             return None
-        attributes = Dataset(found).attrs
-        value = attributes.get("units", attributes.get("unit"))
+        attribute = h5a.open(found, name)
+        text = np.empty(attribute.shape, dtype=attribute.dtype)
+        attribute.read(text)
+        value = text.item() if text.size == 1 else None
     except Refused:
         raise
     except HDF5_ERRORS as error:

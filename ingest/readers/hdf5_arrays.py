@@ -1,23 +1,19 @@
 """Arrays of an HDF5 file, read by their place in the file; links are not followed out of it.
 
 Where a file holds millions of tiny arrays, opening them costs 20 times as much as their bytes. The library says
-where the header of an array lies; a header of the plain form (version 1, numbers, one run of bytes) is read
-here, and the array from the same stretch of the file. Whatever else there is (chunks, compression, other byte
-orders, other versions of the header) the library reads.
-
-Source: HDF5 File Format Specification 3.0, sections IV.A.1.a (object headers), IV.A.2.b, d and i (messages for
-dataspace, datatype and layout).
+where the header of an array lies; one of the plain form (`ingest.readers.hdf5_header`) is read here, and the
+array from the same stretch of the file. Whatever else there is the library reads.
 """
 
 import math
 import os
-from struct import Struct
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ingest.readers.base import HDF5_ERRORS
+from ingest.readers.hdf5_header import HEADER_BYTES, parse_header, plain_dtypes
 from ingest.readers.records import Refused
 
 if TYPE_CHECKING:
@@ -30,13 +26,6 @@ __all__ = ["HARD", "Child", "Hdf5Arrays", "Stored"]
 
 HARD = 0  # the type of a link that is an object's own place in the tree
 _WINDOW = 1 << 15  # bytes read ahead: the arrays of one group lie side by side
-_HEADER = 512  # bytes in which a plain header has all that is looked for
-_PREFIX = Struct("<BxHII4x")
-_MESSAGE = Struct("<HHB3x")
-_LAYOUT = Struct("<BBQQ")
-_SIZES = tuple(Struct(f"<{rank}Q") for rank in range(5))
-_SHARED = 2  # a message that lies elsewhere
-_DATASPACE, _DATATYPE, _CONTIGUOUS = 1, 3, 8
 
 
 class Stored(NamedTuple):
@@ -85,7 +74,7 @@ class Hdf5Arrays:
         self._file = h5.id.get_vfd_handle() if plain else -1
         self._size = os.fstat(self._file).st_size if plain else 0
         self._window, self._start = b"", 0
-        self._dtypes = _plain_dtypes()
+        self._dtypes = plain_dtypes()
 
     def group(self, path: str) -> "GroupID":
         """Open a group by its path from the root.
@@ -235,57 +224,12 @@ class Hdf5Arrays:
         """Return the array whose header lies at an address; None where the library must read it."""
         if self._file < 0:
             return None
-        window, at = self._view(address, _HEADER)
-        end = min(at + _HEADER, len(window))
-        shape = dtype = place = None
-        if end - at < _PREFIX.size:
+        window, at = self._view(address, HEADER_BYTES)
+        found = parse_header(window, at, self._dtypes)
+        if found is None:
             return None
-        version, _, _, size = _PREFIX.unpack_from(window, at)
-        at += _PREFIX.size
-        end = min(end, at + size)
-        if version != 1:
-            return None
-        while at + _MESSAGE.size <= end and (shape is None or dtype is None or place is None):
-            kind, length, flags = _MESSAGE.unpack_from(window, at)
-            at += _MESSAGE.size
-            if at + length > end or (flags & _SHARED and kind in (_DATASPACE, _DATATYPE, _CONTIGUOUS)):
-                return None
-            if kind == _DATASPACE:
-                shape = _shape(window, at, length)
-            elif kind == _DATATYPE:
-                dtype = self._dtypes.get(window[at : at + (20 if window[at] & 15 else 12)])
-            elif kind == _CONTIGUOUS and length >= _LAYOUT.size:
-                form, layout, *place = _LAYOUT.unpack_from(window, at)
-                if form not in (3, 4) or layout != 1:
-                    return None
-            at += length
-        if shape is None or dtype is None or place is None:
-            return None
+        shape, dtype, place, size = found
         # An array that was never written has the largest address; the library knows what it is filled with.
-        if sum(place) > self._size or place[1] != math.prod(shape) * dtype.itemsize:
+        if place + size > self._size or size != math.prod(shape) * dtype.itemsize:
             return None
-        return Stored(shape, dtype, place[0])
-
-
-def _shape(window: bytes, at: int, length: int) -> tuple[int, ...] | None:
-    """Return the shape that a dataspace message holds; None if it is of another form."""
-    if length < 8:
-        return None
-    version, rank = window[at], window[at + 1]
-    first = {1: 8, 2: 4}.get(version)
-    if (
-        first is None
-        or rank >= len(_SIZES)
-        or length < first + 8 * rank
-        or (version == 2 and window[at + 3] > 1)
-    ):
-        return None
-    return _SIZES[rank].unpack_from(window, at + first)
-
-
-def _plain_dtypes() -> dict[bytes, np.dtype[Any]]:
-    """Return the little-endian numbers by the datatype message that stands for them."""
-    from h5py import h5t
-
-    names = ("<f4", "<f8", "<i1", "<i2", "<i4", "<i8", "<u1", "<u2", "<u4", "<u8")
-    return {h5t.py_create(np.dtype(name)).encode()[2:]: np.dtype(name) for name in names}
+        return Stored(shape, dtype, place)

@@ -114,3 +114,30 @@ def test_another_layout_is_refused(tmp_path: Path) -> None:
         h5["numbers"] = np.zeros(3)
     with pytest.raises(DataError, match=r"other\.h5.*one group per formula"):
         Ani1x().plan(str(tmp_path), 1 << 20)
+
+
+def test_a_formula_without_coordinates_does_not_vanish(tmp_path: Path, read_all: Callable[..., Any]) -> None:
+    path = tmp_path / "ani1x-release.h5"
+    with h5py.File(path, "w") as h5:
+        for name in ("H2", "H3"):
+            group = h5.create_group(name)
+            group["atomic_numbers"] = np.ones(int(name[1]), dtype=np.uint8)
+            group["wb97x_dz.energy"] = np.zeros(2)
+            group["wb97x_dz.forces"] = np.zeros((2, int(name[1]), 3), dtype=np.float32)
+        h5["H2/coordinates"] = np.zeros((2, 2, 3), dtype=np.float32)
+        h5["H4"] = h5py.ExternalLink("elsewhere.h5", "/H4")
+    reading = read_all("ani1x", path)
+    assert len(reading.structures) == 2
+    assert {reject.source: reject.reason for reject in reading.rejects} == {
+        f"{path}:/H3": "missing-positions",
+        f"{path}:/H4": "external-link",
+    }
+
+
+def test_a_level_of_theory_that_is_not_there_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "ani1x-release.h5"
+    with h5py.File(path, "w") as h5:
+        h5["H2/coordinates"] = np.zeros((2, 2, 3), dtype=np.float32)
+        h5["H2/wb97x_tz.energy"] = np.zeros(2)
+    with pytest.raises(DataError, match=r"no group holds 'wb97x_dz\.energy'; .*this file: wb97x_tz"):
+        Ani1x().plan(str(path), 1 << 20)

@@ -13,6 +13,7 @@ from gfm.errors import ConfigError, DataError, MissingDataError
 from ingest.readers.base import hash_id
 from ingest.readers.hdf5 import Hdf5
 from ingest.readers.hdf5_arrays import Hdf5Arrays
+from ingest.readers.records import Refused
 
 ENERGY, FORCES = "wB97x_6-31G(d).energy", "wB97x_6-31G(d).forces"
 WATER = np.array([8, 1, 1])
@@ -285,12 +286,13 @@ def test_groups_of_many_sizes_come_in_order_and_whole(tmp_path: Path, read_all: 
         for index, rows in enumerate([1, 2500, 3, 1, 999, 1001, 7]):
             group = h5.create_group(f"g{index}")
             group["atomic_numbers"], group["positions"] = WATER, rng.normal(size=(rows, 3, 3))
-            group["energy"], group["forces"] = rng.normal(size=rows), rng.normal(size=(rows, 3, 3))
+            energy = rng.normal(size=rows)
+            group["energy"], group["forces"] = energy, rng.normal(size=(rows, 3, 3))
             if index % 2:
                 group["charge"] = np.arange(rows) % 3
             for row in range(rows):
                 charge = row % 3 if index % 2 else None
-                expected[f"{path}:/g{index}[{row}]"] = (group["energy"][row], charge)
+                expected[f"{path}:/g{index}[{row}]"] = (energy[row], charge)
     for part_bytes in (1 << 22, 30_000):
         structures = read_all("hdf5", path, part_bytes, charge_key="charge").structures
         assert list(structures) == list(expected)
@@ -315,6 +317,36 @@ def test_every_form_of_an_array_is_read_as_h5py_reads_it(
         np.testing.assert_array_equal(arrays.read(stored, 7, 31), values[7:31])
         np.testing.assert_array_equal(arrays.read(arrays.find(arrays.root, "unwritten")), np.full((3, 2), 2.5))
         assert arrays.find(arrays.root, "absent") is None
+
+
+def test_a_damaged_header_gives_no_other_numbers(tmp_path: Path) -> None:
+    """What is read by its place is what the library reads, or what was written; else it is refused."""
+    path = tmp_path / "a.h5"
+    values = np.arange(12.0).reshape(4, 3)
+    with h5py.File(path, "w") as h5:
+        h5["a"] = values
+    data = path.read_bytes()
+    with h5py.File(path) as h5:
+        begin = Hdf5Arrays(h5).children(h5.id)[0].address
+    refused = 0
+    for place in range(begin * 8, (begin + 160) * 8, 7):
+        damaged = bytearray(data)
+        damaged[place // 8] ^= 1 << place % 8
+        path.write_bytes(damaged)
+        with h5py.File(path) as h5:
+            arrays = Hdf5Arrays(h5)
+            try:
+                found = arrays.read(arrays.find(arrays.root, "a"))
+            except Refused:
+                refused += 1
+                continue
+            try:
+                expected = h5["a"][()]
+            except (OSError, KeyError, TypeError, ValueError, RuntimeError):
+                expected = values
+            assert (found.dtype, found.shape) == (expected.dtype, expected.shape)
+            assert found.tobytes() == expected.tobytes()
+    assert refused > 10
 
 
 def test_links_stay_in_the_file_and_cycles_end(tmp_path: Path, read_all: Callable[..., Any]) -> None:
