@@ -317,15 +317,15 @@ def write_ani1x(path: Path, rng: np.random.Generator, *, structures: int, confor
 
 
 def write_qm7x(path: Path, rng: np.random.Generator, *, structures: int) -> Path:
-    """Write one HDF5 file of 101 frames a molecule, of about 17 atoms and 12 small arrays (QM7-X: some 40)."""
+    """Write one HDF5 file of molecules of about 17 atoms: 20 frames each (QM7-X: 101), 12 small arrays (some 40)."""
     import h5py
 
     with h5py.File(path, "w") as file:
-        for molecule in range(1, 1 + -(-structures // 101)):
+        for molecule in range(1, 1 + -(-structures // 20)):
             size = int(rng.integers(11, 24))
             numbers = rng.choice([1, 1, 6, 7, 8], size=size)
             base = _shaken_grid(rng, size, np.eye(3) * (size * 4.0) ** (1 / 3))
-            for frame in range(min(101, structures - 101 * (molecule - 1))):
+            for frame in range(min(20, structures - 20 * (molecule - 1))):
                 group = file.create_group(f"{molecule}/Geom-m{molecule}-i1-c1-{frame or 'opt'}")
                 noise = rng.normal(size=(size, 3))
                 group["atNUM"] = numbers
