@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from gfm.data.structure import Structure
 from gfm.errors import CorruptDataError
-from ingest.readers.base import Block, Part, Published, Reader, find_files, hash_id
+from ingest.readers.base import Block, Part, Published, Reader, hash_id
 from ingest.readers.columns import add_run
 from ingest.readers.extxyz_names import (
     ENERGY,
@@ -36,7 +36,7 @@ from ingest.readers.extxyz_runs import run_columns, wanted_keys
 from ingest.readers.frame import Frame, FrameError, parse_cell, parse_floats, parse_frame
 from ingest.readers.records import BlockBuilder, Refused, check_structure, hill_formula
 from ingest.readers.runs import Run
-from ingest.readers.text import is_packed, open_text, read_frames, seek_frame
+from ingest.readers.text import find_text, is_packed, open_text, read_frames, seek_frame
 
 __all__ = ["ExtXyz"]
 
@@ -111,9 +111,10 @@ class ExtXyz(Reader):
 
         Raises:
             MissingDataError: There is no file.
+            DataError: It is a tar archive.
         """
         parts: list[Part] = []
-        for file in find_files(path, _SUFFIXES, "extended XYZ files"):
+        for file in find_text(path, _SUFFIXES, "extended XYZ files"):
             size = file.stat().st_size
             if zipfile.is_zipfile(file):
                 parts += self._plan_zip(file)

@@ -3,6 +3,9 @@
 A word that this cannot answer with certainty (nan, inf, underscores, subnormal results) is left to the caller,
 who asks ``float()``.
 
+Numba keeps compiled kernels beside the file of the outermost one and looks at that file only: whoever changes
+this one changes `ingest.readers.scan` too, or removes its cache.
+
 Source: Clinger, doi:10.1145/93542.93557 (short decimals: one multiplication or division is exact);
 Lemire, doi:10.1002/spe.2984 (any 19 digits: one or two products of 64 bits with a table of powers of five).
 """
@@ -15,7 +18,7 @@ from numpy.typing import NDArray
 
 __all__ = ["parse_decimal"]
 
-_LOWEST, _HIGHEST = -320, 308  # powers of ten in the table; outside of it ``float()`` is asked
+_LOWEST, _HIGHEST = -342, 308  # powers of ten in the table; outside of it ``float()`` is asked
 _DIGITS = 19  # so many digits always fit 64 bits
 _EXACT = np.array([10.0**power for power in range(23)])  # exact in float64
 

@@ -15,8 +15,9 @@ from typing import Any, ClassVar, Literal
 from gfm.data.structure import Structure
 from gfm.errors import CorruptDataError
 from ingest.readers import oc_lmdb
-from ingest.readers.base import Block, Part, Published, Reader, find_files
+from ingest.readers.base import Block, Part, Published, Reader
 from ingest.readers.oc_text import SIDECARS, TEXT, TextShard
+from ingest.readers.text import find_text
 
 __all__ = ["Oc20"]
 
@@ -54,10 +55,10 @@ class Oc20(Reader):
 
         Raises:
             MissingDataError: There is no file.
-            DataError: An LMDB holds no record.
+            DataError: An LMDB holds no record, or a file is a tar archive.
         """
         parts: list[Part] = []
-        for file in find_files(path, (*TEXT, ".lmdb"), "OC20 files"):
+        for file in find_text(path, (*TEXT, ".lmdb"), "OC20 files"):
             if file.name.endswith(SIDECARS):  # a glob may find them too
                 continue
             if file.suffix != ".lmdb" and not oc_lmdb.is_lmdb(file):
@@ -73,7 +74,7 @@ class Oc20(Reader):
         """Read one part.
 
         Raises:
-            CorruptDataError: An LMDB cannot be opened.
+            CorruptDataError: An LMDB cannot be opened, or a text file is a tar archive.
         """
         if part.stop:
             yield from oc_lmdb.read_lmdb(part, self._from_lmdb)

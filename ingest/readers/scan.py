@@ -2,7 +2,7 @@
 
 A frame is plain when its header is printable ASCII without backslashes, its values are what their keys ask for,
 every row has the words that ``Properties`` says, each certain without asking ``float()``, and the next line is
-blank or begins a frame. Anything else ends the pass in front of that frame.
+blank or begins a frame. Anything else ends the pass in front of that frame, and what is read is never a guess.
 
 Source: the extended XYZ specification, github.com/libAtoms/extxyz.
 """

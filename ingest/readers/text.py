@@ -14,9 +14,9 @@ from gfm.errors import CorruptDataError
 from ingest.readers.frame import Frame, FrameError
 from ingest.readers.runs import Run, Scanner
 from ingest.readers.scan import MAX_ATOMS, MAX_LINE
-from ingest.readers.window import STREAM_ERRORS, Window, is_packed, open_text
+from ingest.readers.window import STREAM_ERRORS, Window, find_text, is_packed, open_text
 
-__all__ = ["STREAM_ERRORS", "is_packed", "open_text", "read_frames", "seek_frame"]
+__all__ = ["STREAM_ERRORS", "find_text", "is_packed", "open_text", "read_frames", "seek_frame"]
 
 
 def read_frames(

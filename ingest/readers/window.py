@@ -11,16 +11,45 @@ import zlib
 from pathlib import Path
 from typing import cast
 
-from gfm.errors import CorruptDataError
+from gfm.errors import CorruptDataError, DataError, MissingDataError
+from ingest.readers.base import find_files
 from ingest.readers.scan import MAX_LINE
 
-__all__ = ["STREAM_ERRORS", "Window", "is_packed", "open_text"]
+__all__ = ["STREAM_ERRORS", "Window", "find_text", "is_packed", "open_text"]
 
 # Errors that unpacking a damaged or shortened file ends in.
 STREAM_ERRORS = (EOFError, OSError, lzma.LZMAError, zlib.error, zipfile.BadZipFile)
 _STRETCH = 1 << 19  # bytes read at a time: some hundred frames
 _PIECE = 1 << 13  # bytes unpacked at a time: so many may be lost in front of a damaged place
+_ARCHIVES = (".tar", ".tar.xz", ".txz", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.zst")
 _TAR_MAGIC = slice(257, 262)  # "ustar"
+
+
+def find_text(path: str, suffixes: tuple[str, ...], what: str) -> list[Path]:
+    """Return the files at a path, as `find_files` does.
+
+    Raises:
+        MissingDataError: There are none; where archives lie instead, the text says so.
+        DataError: One is a tar archive.
+    """
+    try:
+        files = find_files(path, suffixes, what)
+    except MissingDataError as error:
+        place = Path(path)
+        archives = sorted(file.name for file in place.iterdir() if _is_archive(file)) if place.is_dir() else []
+        if not archives:
+            raise
+        raise MissingDataError(f"{error}; {archives[0]} is an archive: unpack it first (tar -xf)") from None
+    for file in files:
+        if _is_archive(file):
+            raise DataError(
+                f"{file}: an archive, expected {what}: unpack it first (tar -xf) and give the folder"
+            )
+    return files
+
+
+def _is_archive(file: Path) -> bool:
+    return file.name.lower().endswith(_ARCHIVES)
 
 
 def is_packed(path: Path) -> bool:
