@@ -317,7 +317,7 @@ def write_ani1x(path: Path, rng: np.random.Generator, *, structures: int, confor
 
 
 def write_qm7x(path: Path, rng: np.random.Generator, *, structures: int) -> Path:
-    """Write one HDF5 file of molecules of about 17 atoms: 20 frames each (QM7-X: 101), 12 small arrays (some 40)."""
+    """Write one HDF5 file of about 17 atoms a molecule, 20 frames (QM7-X: 101), 12 arrays a frame (some 40)."""
     import h5py
 
     with h5py.File(path, "w") as file:
