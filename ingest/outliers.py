@@ -2,9 +2,9 @@
 
 A robust standard deviation is 1.4826 x the median absolute deviation from the median, the standard deviation of
 a normal distribution and blind to what outliers say. Energies per atom are judged after the linear reference,
-which is itself fitted without the outliers that it finds; largest force, largest stress and shortest distance
-are judged by their logarithms. Spreads have floors, so that a dataset of near-equal structures is not cut to
-its core.
+which is itself fitted without the outliers that it finds. Largest force, largest stress and shortest distance
+are judged by their logarithms, with the deviations of the side that is limited: forces of relaxed structures go
+down to nothing. Deviations have floors, so that a dataset of near-equal structures is not cut to its core.
 
 Source: Rousseeuw and Croux, doi:10.1080/01621459.1993.10476408.
 """
@@ -12,15 +12,17 @@ Source: Rousseeuw and Croux, doi:10.1080/01621459.1993.10476408.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import pydantic
 from numpy.typing import NDArray
 
-from gfm.data.references import NormalEquations
+from gfm.data.references import MAX_Z, NormalEquations
 from gfm.runtime.config import Config
 from ingest.duplicates import dropped_rows
 from ingest.plan import part_name
+from ingest.recipe import Outliers
 from ingest.sums import ENERGY, SIZE, GridCounts
 from ingest.tables import Table
 
@@ -33,6 +35,7 @@ __all__ = [
     "Chunk",
     "Fit",
     "Limit",
+    "References",
     "Screen",
     "Survey",
     "energy_limit",
@@ -49,7 +52,8 @@ REASONS = ("", "duplicate", "force-outlier", "stress-outlier", "distance-outlier
 ENERGY_LIMIT, FORCE_LIMIT = "energy-residual", "largest-force"
 STRESS_LIMIT, DISTANCE_LIMIT = "largest-stress", "shortest-distance"
 _FEWEST = 100  # structures; fewer do not tell what is usual
-_ENERGY_FLOOR = 0.1  # eV/atom
+_ENERGY_FLOOR = 0.05  # eV/atom
+_ENERGY_BIN = 0.05  # a bin's width, by its distance from zero: what the grid cannot resolve
 _SIZE_FLOOR = 1.0  # doublings of force or stress
 _DISTANCE_FLOOR = 0.15  # doublings of distance
 _SLICE = 1 << 14
@@ -73,18 +77,36 @@ class Limit(Config):
     spread: float
 
 
+class References(Config):
+    """Reference energies of one dataset.
+
+    Attributes:
+        values: By atomic number (MAX_Z + 1), eV.
+        seen: Atomic numbers of the elements that the fit knew.
+    """
+
+    values: list[float] = pydantic.Field(default_factory=lambda: [0.0] * (MAX_Z + 1))
+    seen: list[int] = pydantic.Field(default_factory=list)
+
+    @classmethod
+    def of(cls, equations: NormalEquations) -> Self:
+        """Fit them."""
+        fit = equations.solve()
+        return cls(values=fit.values.tolist(), seen=np.flatnonzero(fit.seen).tolist())
+
+
 class Screen(Config):
     """What decides about the structures of one dataset once all are read.
 
     Attributes:
-        reference: Reference energies by atomic number (MAX_Z + 1) that energies are judged by, eV.
-        stored: Those that the manifest states: fitted to what is kept, eV.
+        reference: Reference energies that energies are judged by.
+        stored: Those that the manifest states: fitted to what is kept.
         limits: Robust limits by name.
         duplicates: Files of `ingest.duplicates` that name duplicates, relative to the output.
     """
 
-    reference: list[float]
-    stored: list[float]
+    reference: References
+    stored: References
     limits: dict[str, Limit] = pydantic.Field(default_factory=dict)
     duplicates: list[str] = pydantic.Field(default_factory=list)
 
@@ -189,50 +211,55 @@ def refusals(table: Table, output: Path, index: int, screen: Screen) -> NDArray[
     return codes
 
 
-def residual_energies(table: Table, reference: Sequence[float]) -> NDArray[np.float64]:
-    """Return energy per atom after reference energies (MAX_Z + 1): (G,), eV/atom; NaN without energy."""
-    energies = table.rows["energy"] - table.reference_energies(np.array(reference))
-    values: NDArray[np.float64] = energies / table.rows["num_atoms"]
+def residual_energies(table: Table, reference: References) -> NDArray[np.float64]:
+    """Return energy per atom after the reference (G,), eV/atom.
+
+    It is NaN without an energy, and where an element has no reference: there is nothing to judge it by.
+    """
+    known = np.zeros(MAX_Z + 1, dtype=bool)
+    known[reference.seen] = True
+    formulas = table.formulas @ np.array(reference.values)
+    formulas[(table.formulas[:, ~known] > 0).any(axis=1)] = np.nan
+    values: NDArray[np.float64] = (table.rows["energy"] - formulas[table.rows["formula"]]) / table.rows[
+        "num_atoms"
+    ]
     return values
 
 
-def size_limits(counted: Survey, outliers: float) -> dict[str, Limit]:
+def size_limits(counted: Survey, outliers: Outliers) -> dict[str, Limit]:
     """Return the limits of force, stress and distance that a survey supports."""
-    limits = {
-        FORCE_LIMIT: _log_limit(counted.forces, outliers, _SIZE_FLOOR, "eV/angstrom", upper=True),
-        STRESS_LIMIT: _log_limit(counted.stresses, outliers, _SIZE_FLOOR, "eV/angstrom^3", upper=True),
-        DISTANCE_LIMIT: _log_limit(counted.distances, outliers, _DISTANCE_FLOOR, "angstrom", upper=False),
+    wanted = (
+        (FORCE_LIMIT, counted.forces, outliers.force, _SIZE_FLOOR, "eV/angstrom"),
+        (STRESS_LIMIT, counted.stresses, outliers.stress, _SIZE_FLOOR, "eV/angstrom^3"),
+        (DISTANCE_LIMIT, counted.distances, outliers.distance, _DISTANCE_FLOOR, "angstrom"),
+    )
+    return {
+        name: _log_limit(counts, deviations, floor, unit, upper=name != DISTANCE_LIMIT)
+        for name, counts, deviations, floor, unit in wanted
+        if deviations is not None and counts.values.sum() >= _FEWEST
     }
-    return {name: limit for name, limit in limits.items() if limit is not None}
 
 
-def energy_limit(counts: GridCounts, outliers: float) -> Limit | None:
+def energy_limit(counts: GridCounts, deviations: float) -> Limit | None:
     """Return the limit of energies per atom after the reference; None for too few structures."""
     if counts.values.sum() < _FEWEST:
         return None
-    median, deviation = _median_and_deviation(ENERGY.centre(np.arange(ENERGY.size)), counts.values)
-    spread = max(1.4826 * deviation, _ENERGY_FLOOR)
-    reach = outliers * spread
+    centres = ENERGY.centre(np.arange(ENERGY.size))
+    median = _median(centres, counts.values)
+    deviation = 1.4826 * _median(np.abs(centres - median), counts.values)
+    spread = max(deviation, _ENERGY_FLOOR, _ENERGY_BIN * abs(median))
+    reach = deviations * spread
     return Limit(low=median - reach, high=median + reach, unit="eV/atom", median=median, spread=spread)
 
 
-def _log_limit(counts: GridCounts, outliers: float, floor: float, unit: str, *, upper: bool) -> Limit | None:
-    if counts.values.sum() < _FEWEST:
-        return None
+def _log_limit(counts: GridCounts, deviations: float, floor: float, unit: str, *, upper: bool) -> Limit:
     octaves = np.log2(SIZE.centre(np.arange(SIZE.size)))
-    median, deviation = _median_and_deviation(octaves, counts.values)
-    spread = max(1.4826 * deviation, floor)
-    # Beyond the grid there is nothing to limit, and 2**1000 is no number to show.
-    reach = median + outliers * spread if upper else median - outliers * spread
-    edge = None if reach > SIZE.low + SIZE.octaves or reach < SIZE.low else float(2.0**reach)
+    median = _median(octaves, counts.values)
+    side = octaves >= median if upper else octaves <= median
+    spread = max(1.4826 * _median(np.abs(octaves - median)[side], counts.values[side]), floor)
+    edge = float(2.0 ** (median + deviations * spread * (1 if upper else -1)))
     low, high = (None, edge) if upper else (edge, None)
     return Limit(low=low, high=high, unit=unit, median=float(2.0**median), spread=float(2.0**spread))
-
-
-def _median_and_deviation(values: NDArray[np.float64], counts: NDArray[np.int64]) -> tuple[float, float]:
-    """Return the median of counted values and the median of their absolute deviations from it."""
-    median = _median(values, counts)
-    return median, _median(np.abs(values - median), counts)
 
 
 def _median(values: NDArray[np.float64], counts: NDArray[np.int64]) -> float:

@@ -11,7 +11,7 @@ from gfm.runtime.config import Config, parse_config
 from ingest.readers import READERS
 from ingest.readers.base import Reader
 
-__all__ = ["Filters", "Recipe", "Source", "SplitConfig"]
+__all__ = ["Filters", "Outliers", "Recipe", "Source", "SplitConfig"]
 
 # Settings that change where and how the work is done, not what comes out of it.
 _NOT_CONTENT = {"output", "on_error", "cluster", "scratch"}
@@ -48,6 +48,24 @@ class Source(Config):
         return parse_config(cls, self.options, f"source {self.name}: options")
 
 
+class Outliers(Config):
+    """How many robust standard deviations from the median of its own dataset a structure may be; null: any.
+
+    What a deviation is, `ingest.outliers` says. The last three count on one side and in the logarithm.
+
+    Attributes:
+        energy: Of energy per atom after the linear reference, up and down.
+        force: Of the largest force, up.
+        stress: Of the largest component of the stress, up.
+        distance: Of the shortest distance, down.
+    """
+
+    energy: float | None = pydantic.Field(default=20.0, ge=3)
+    force: float | None = pydantic.Field(default=6.0, ge=3)
+    stress: float | None = pydantic.Field(default=6.0, ge=3)
+    distance: float | None = pydantic.Field(default=15.0, ge=3)
+
+
 class Filters(Config):
     """What a sound record must keep to; null for no limit.
 
@@ -57,16 +75,14 @@ class Filters(Config):
         min_distance: Shortest distance between two atoms, periodic images included, angstrom; at most the
             recipe's ``edges_cutoff``.
         max_atoms: Most atoms of a structure.
-        outliers: How many robust standard deviations (`ingest.outliers`) from the median of its own dataset a
-            structure may be, in energy per atom after the linear reference, and in the logarithms of largest
-            force, largest stress and shortest distance.
+        outliers: What is refused for being unlike the rest of its own dataset.
     """
 
     max_force: float | None = pydantic.Field(default=500.0, gt=0)
     max_stress: float | None = pydantic.Field(default=None, gt=0)
     min_distance: float | None = pydantic.Field(default=0.3, gt=0)
     max_atoms: int | None = pydantic.Field(default=None, ge=1)
-    outliers: float | None = pydantic.Field(default=10.0, ge=3)
+    outliers: Outliers | None = Outliers()
 
 
 class SplitConfig(Config):

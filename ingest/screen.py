@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gfm.data.references import MAX_Z
 from ingest.duplicates import buckets_of, find_duplicates
 from ingest.flow import Job, run_all
 from ingest.outliers import (
     ENERGY_LIMIT,
     Chunk,
     Limit,
+    References,
     Screen,
     energy_limit,
     fit_kept,
@@ -28,6 +28,7 @@ from ingest.outliers import (
     survey,
 )
 from ingest.plan import Plan
+from ingest.recipe import Outliers
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -49,8 +50,8 @@ class _Dataset:
     Attributes:
         name: Its name.
         chunks: Its parts, by task.
-        reference: Reference energies that energies are judged by, eV.
-        stored: Those fitted to what is kept, eV.
+        reference: What energies are judged by.
+        stored: What is fitted to those kept.
         limits: Robust limits by name.
         refused: Structures refused so far.
         settled: Whether another round would refuse the same.
@@ -58,8 +59,8 @@ class _Dataset:
 
     name: str
     chunks: list[Chunk]
-    reference: list[float] = field(default_factory=lambda: [0.0] * (MAX_Z + 1))
-    stored: list[float] = field(default_factory=lambda: [0.0] * (MAX_Z + 1))
+    reference: References = field(default_factory=References)
+    stored: References = field(default_factory=References)
     limits: dict[str, Limit] = field(default_factory=dict)
     refused: int = 0
     settled: bool = True
@@ -87,7 +88,7 @@ def screen_all(client: "Client", plan: Plan, structures: NDArray[np.int64], stag
     passes = _Passes(client, duplicates, stage)
     counted = passes.over(datasets, survey, "survey")
     for dataset in (dataset for dataset in datasets if dataset.name in counted):
-        dataset.stored = dataset.reference = counted[dataset.name].equations.solve().values.tolist()
+        dataset.stored = dataset.reference = References.of(counted[dataset.name].equations)
         dataset.settled = outliers is None
         dataset.limits = {} if outliers is None else size_limits(counted[dataset.name], outliers)
     for _ in range(_ROUNDS):
@@ -134,19 +135,20 @@ class _Passes:
         return merged
 
 
-def _round(passes: _Passes, datasets: Sequence[_Dataset], outliers: float) -> None:
+def _round(passes: _Passes, datasets: Sequence[_Dataset], outliers: Outliers) -> None:
     """Settle limits of energy about the references fitted last, and fit references to what they keep."""
     for dataset in datasets:
         dataset.reference = dataset.stored
         dataset.limits.pop(ENERGY_LIMIT, None)
-    counts = passes.over(datasets, residuals, "residuals")
-    for dataset in datasets:
-        if (limit := energy_limit(counts[dataset.name], outliers)) is not None:
-            dataset.limits[ENERGY_LIMIT] = limit
+    if outliers.energy is not None:
+        counts = passes.over(datasets, residuals, "residuals")
+        for dataset in datasets:
+            if (limit := energy_limit(counts[dataset.name], outliers.energy)) is not None:
+                dataset.limits[ENERGY_LIMIT] = limit
     fits = passes.over(datasets, fit_kept, "references")
     for dataset in datasets:
         fit = fits[dataset.name]
-        dataset.stored = fit.equations.solve().values.tolist()
+        dataset.stored = References.of(fit.equations)
         dataset.settled = fit.refused == dataset.refused
         dataset.refused = fit.refused
 

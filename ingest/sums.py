@@ -20,8 +20,9 @@ __all__ = ["ENERGY", "SIZE", "ElementCounts", "ElementMoments", "GridCounts", "S
 # eV/atom, and sizes of anything else: 9 % wide bins up to 1e9.
 SIZE = LogGrid(low=-20, octaves=50, per_octave=8)
 ENERGY = SignedLogGrid(LogGrid(low=-14, octaves=44, per_octave=16))
-_ATOM_EDGES = (1, 2, 3, 5, 10, 20, 30, 50, 75, 100, 150, 200, 300, 500, 1000)
-_FORCE_EDGES = (0.0, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)  # eV/angstrom
+_ATOM_EDGES = (*range(1, 30), *range(30, 100, 5), *range(100, 300, 10), *range(300, 1001, 50))
+# eV/angstrom, eight a decade.
+_FORCE_EDGES = (0.0, *(round(10 ** (k / 8), 9) for k in range(-32, 25)))
 _DISTANCE_EDGES = tuple(round(0.05 * k, 2) for k in range(101))  # angstrom
 _NEIGHBOR_EDGES = tuple(range(0, 202, 2))
 

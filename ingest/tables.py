@@ -78,11 +78,6 @@ class Table:
         """Where each structure came from (G)."""
         return zlib.decompress(self.packed_sources).decode().split("\n")
 
-    def reference_energies(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return the reference energy of each structure (G,), eV, from those by atomic number (MAX_Z + 1,)."""
-        energies: NDArray[np.float64] = (self.formulas @ values)[self.rows["formula"]]
-        return energies
-
 
 def write_table(output: Path, name: str, kept: Kept, split: NDArray[np.uint8]) -> list[FileReceipt]:
     """Write the table of a part and return the receipts of its files.

@@ -93,7 +93,10 @@ def client() -> Iterator[Any]:
 
 
 def run(output: Path, client: Any, sources: list[dict[str, Any]], **settings: Any) -> store.Dataset:
-    recipe = parse_config(Recipe, {"output": str(output), "sources": sources, **settings}, "test")
+    # Every record is looked for again: nothing is left out for being odd, or there twice.
+    everything = {"duplicates": "keep", "filters": {"outliers": None}}
+    data = {"output": str(output), "sources": sources, **everything, **settings}
+    recipe = parse_config(Recipe, data, "test")
     build(recipe, client=client)
     return store.open_dataset(output, verify=True)
 

@@ -226,3 +226,31 @@ def test_statistics_are_those_of_what_is_kept(tmp_path: Path, client: Any) -> No
     assert histogram["edges"][0] <= residuals.min()
     assert residuals.max() <= histogram["edges"][-1]
     assert "stress_histogram" not in statistics
+
+
+def test_energies_without_a_reference_are_not_judged(tmp_path: Path, client: Any) -> None:
+    # One formula is one group: wherever that falls, the whole set is in one split.
+    rng = np.random.default_rng(11)
+    frames = [molecule(rng, "OH") for _ in range(300)]
+    path = save(tmp_path / "raw" / "a.xyz", frames)
+    split = {"train": 0.0, "validation": 0.0, "test": 1.0}
+    manifest = build(recipe_for(tmp_path / "out", {"a": path}, split=split), client=client)
+    assert (manifest.structures, manifest.rejects) == (300, {})
+    assert set(manifest.datasets[0].reference.unseen) == {"O", "H"}
+    assert "energy_residual_histogram" not in manifest.statistics["a"]
+
+
+@pytest.mark.data
+def test_genuine_structures_pass_and_what_is_there_twice_is_kept_once(
+    tmp_path: Path, client: Any, shared_data: Path
+) -> None:
+    folder = shared_data / "mattersim-mptrj-alexandria"
+    names = ("alexandria-random-1k", "mptrj-highest-stress-1k", "mptrj-random-1k")
+    sources = {name: folder / f"{name}.xyz" for name in names}
+    recipe = recipe_for(tmp_path / "out", sources, part_bytes="1MiB", shard_bytes="1MiB")
+    manifest = build(recipe, client=client)
+    assert set(manifest.rejects) <= {"duplicate"}
+    structures = {
+        (structure.numbers.tobytes(), structure.energy) for structure in open_dataset(tmp_path / "out")
+    }
+    assert len(structures) >= 0.99 * manifest.structures
