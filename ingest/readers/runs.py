@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -113,6 +114,7 @@ class Scanner:
         self._ends = np.cumsum([len(name) for name in names], dtype=np.int64)
         self._kinds = np.array(list(kinds.values()), dtype=np.uint8)
         self._layout = DEFAULT_LAYOUT
+        self._rooms: tuple[NDArray[Any], ...] | None = None
 
     def next(self, window: Window, index: int, stop: int | None) -> Run | None:
         """Return the run at the window's place and go behind it; None where no plain frame begins.
@@ -138,12 +140,7 @@ class Scanner:
         """Make one pass; return the run, why the pass ended, and the place of the frame behind the run."""
         columns, words = _words(self._layout)
         text = np.frombuffer(window.data, dtype=np.uint8)
-        size, num_keys = (_MOST_FRAMES, len(self._keys))
-        frames = np.empty((size, 5), dtype=np.int64)
-        spans = np.empty((size, num_keys, 2), dtype=np.int64)
-        numbers = np.empty((size, num_keys, scan.WIDTH))
-        counts = np.empty((size, num_keys), dtype=np.int8)
-        values = np.empty(((len(text) - window.at) // (2 * len(words)) + 1, len(words)))
+        frames, spans, numbers, counts, values = self._room(len(text) - window.at, len(words))
         last = _NO_STOP if stop is None else stop - window.offset + window.at
         count, at, why = scan.scan_frames(
             text, window.at, last, window.whole, words,
@@ -152,13 +149,28 @@ class Scanner:
         )  # fmt: skip
         run = None
         if count:
+            self._rooms = None
             before = window.offset - window.at
             run = Run(
                 index, before, window.data, frames[:count], columns, self._keys, spans[:count],
                 numbers[:count], counts[:count], values[: frames[:count, 1].sum()],
             )  # fmt: skip
         window.at = at
-        return run, why, frames[min(count, size - 1)]
+        return run, why, frames[min(count, len(frames) - 1)]
+
+    def _room(self, num_bytes: int, width: int) -> tuple[NDArray[Any], ...]:
+        """Return arrays for frames of so many bytes, rows of so many words; a run keeps those it is in."""
+        size, num_keys = _MOST_FRAMES, len(self._keys)
+        if self._rooms is None:
+            self._rooms = (
+                np.empty((size, 5), dtype=np.int64), np.empty((size, num_keys, 2), dtype=np.int64),
+                np.empty((size, num_keys, scan.WIDTH)), np.empty((size, num_keys), dtype=np.int8),
+                np.empty((0, 0)),
+            )  # fmt: skip
+        rows = num_bytes // (2 * width) + 1  # no row has less than two bytes a word
+        if self._rooms[-1].shape[1] != width or len(self._rooms[-1]) < rows:
+            self._rooms = (*self._rooms[:-1], np.empty((rows, width)))
+        return self._rooms
 
     def _learn(self, header: bytes) -> bool:
         """Take over the ``Properties`` of a header; say whether it is another that plain frames can have."""
