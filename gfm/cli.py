@@ -21,8 +21,10 @@ __all__ = ["main"]
 _EXTRAS = {
     "adios2": "store",
     "dask": "ingest",
+    "dask_jobqueue": "ingest",
     "distributed": "ingest",
     "h5py": "ingest",
+    "httpx": "ingest",
     "lmdb": "ingest",
     "matplotlib": "train",
     "mpi4py": "mpi",
@@ -63,7 +65,7 @@ class _Verb(click.Command):
 class _Verbs(click.Group):
     """A group whose commands are the entry points of ``gfm.commands``, in the order a user meets them."""
 
-    _ORDER = ("demo", "doctor", "sample-data", "ingest", "store", "train", "hpo", "ensemble")
+    _ORDER = ("demo", "doctor", "sample-data", "download", "ingest", "store", "train", "hpo", "ensemble")
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the verbs: ours in the order of the work, third parties' after them."""

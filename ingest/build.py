@@ -9,14 +9,14 @@ crashes between. The client keeps a few numbers of each part, however many struc
 import contextlib
 import json
 import shutil
-import time
 from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gfm.runtime.cluster import open_client
+from gfm.runtime.cluster import ClusterConfig, open_client
 from ingest.flow import Job, run_all
 from ingest.merge import commit
 from ingest.output import (
@@ -86,7 +86,7 @@ def build(recipe: Recipe, *, client: "Client | None" = None, watcher: Watcher | 
     """
     watcher = watcher or Watcher()
     output = recipe.output
-    began = time.monotonic()
+    started = datetime.now(UTC)
     if (output / MANIFEST).exists():
         manifest = Manifest.load(output)
         check_same(recipe, manifest)
@@ -99,7 +99,7 @@ def build(recipe: Recipe, *, client: "Client | None" = None, watcher: Watcher | 
     plan = None if packed else _checked_plan(recipe)
     with explained(output), alone(output), contextlib.ExitStack() as stack:
         sweep_all(output)
-        client = client or stack.enter_context(open_client(recipe.cluster, watcher.waiting))
+        client = client or stack.enter_context(open_client(_cluster(recipe), watcher.waiting))
         dashboard = str(client.dashboard_link) if recipe.cluster.dashboard else None
         tell = stack.enter_context(announced(output, dashboard))
         watcher.started(dashboard)
@@ -128,12 +128,20 @@ def build(recipe: Recipe, *, client: "Client | None" = None, watcher: Watcher | 
             ]
             _settle_all(client, tasks, stage)
         tell("committing")
-        manifest = commit(plan, [part_name(parts[0]) for parts in shards], time.monotonic() - began)
+        manifest = commit(plan, [part_name(parts[0]) for parts in shards], started)
         for folder in scratch_folders(recipe):
             if folder.exists():
                 shutil.rmtree(folder)
         tidy(output)
         return manifest
+
+
+def _cluster(recipe: Recipe) -> ClusterConfig:
+    """Return where to compute; what batch jobs print goes into the output where nothing else is said."""
+    cluster = recipe.cluster
+    if cluster.kind == "local" or cluster.log_directory is not None:
+        return cluster
+    return cluster.model_copy(update={"log_directory": recipe.output.absolute() / "build" / "job-logs"})
 
 
 def _checked_plan(recipe: Recipe) -> Plan:

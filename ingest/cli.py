@@ -86,6 +86,22 @@ def status(
     console.show_status(status_of(output), as_json)
 
 
+@app.command()
+def report(
+    dataset: Annotated[Path, typer.Argument(help="A finished dataset's directory.", show_default=False)],
+    out: Annotated[
+        Path | None, typer.Option(help="The HTML file; by default DATASET.report.html beside it.")
+    ] = None,
+) -> None:
+    """Write one page on a dataset: counts, rejects, distributions, elements, references, splits, provenance.
+
+    Example: gfm ingest report out/dataset
+    """
+    from ingest.report import default_report, write_report
+
+    print(write_report(dataset, out or default_report(dataset)))
+
+
 sample_data_app = typer.Typer(add_completion=False, help="Small raw files in the five published layouts.")
 
 

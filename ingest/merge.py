@@ -5,6 +5,7 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -57,13 +58,13 @@ class _Merged:
             self.sums = sums if self.sums is None else self.sums.merge(sums)
 
 
-def commit(plan: Plan, shards: Sequence[str], seconds: float) -> Manifest:
+def commit(plan: Plan, shards: Sequence[str], started: datetime) -> Manifest:
     """Merge the receipts in the order of the plan and write the manifest.
 
     Args:
         plan: The plan; all its parts are read.
         shards: Names of the settled shards, in order.
-        seconds: Wall time of this run.
+        started: When this run began.
 
     Raises:
         MissingDataError: Not one structure was accepted.
@@ -105,10 +106,11 @@ def commit(plan: Plan, shards: Sequence[str], seconds: float) -> Manifest:
         statistics=statistics,
         provenance={
             **provenance(),
+            "started": started.isoformat(timespec="seconds"),
             "recipe": recipe.content(),
             "plan": plan.digest,
             "parts": len(plan.parts),
-            "seconds": round(seconds, 3),
+            "seconds": round((datetime.now(UTC) - started).total_seconds(), 3),
             "timing": {
                 name: {"cpu_seconds": round(own.seconds, 3), "bytes": own.nbytes, "parts": own.parts}
                 for name, own in merged.items()

@@ -90,7 +90,7 @@ def test_help_lists_the_verbs_and_imports_nothing_heavy() -> None:
     )
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     text, _, modules = output.partition("MODULES")
-    for verb in ("demo", "doctor", "sample-data", "ingest", "store", "train", "hpo", "ensemble"):
+    for verb in ("demo", "doctor", "sample-data", "download", "ingest", "store", "train", "hpo", "ensemble"):
         assert re.search(rf"^\s+{verb}\s+\S", text, re.MULTILINE), f"{verb} is not in gfm --help"
     assert not (HEAVY | {"numpy"}) & set(modules.split())
 
