@@ -56,6 +56,8 @@ _ENERGY_FLOOR = 0.05  # eV/atom
 _ENERGY_BIN = 0.05  # a bin's width, by its distance from zero: what the grid cannot resolve
 _SIZE_FLOOR = 1.0  # doublings of force or stress
 _DISTANCE_FLOOR = 0.15  # doublings of distance
+# With fewer compositions a reference energy is not that of an element, but of what it happened to be seen with.
+_COMPOSITIONS_PER_ELEMENT = 5
 _SLICE = 1 << 14
 
 
@@ -83,16 +85,22 @@ class References(Config):
     Attributes:
         values: By atomic number (MAX_Z + 1), eV.
         seen: Atomic numbers of the elements that the fit knew.
+        known: Digests of the compositions that it knew, where those are too few to tell of others; None for all
+            compositions of the elements seen.
     """
 
     values: list[float] = pydantic.Field(default_factory=lambda: [0.0] * (MAX_Z + 1))
     seen: list[int] = pydantic.Field(default_factory=list)
+    known: list[int] | None = pydantic.Field(default_factory=list)
 
     @classmethod
-    def of(cls, equations: NormalEquations) -> Self:
-        """Fit them."""
+    def of(cls, equations: NormalEquations, known: frozenset[int] | None) -> Self:
+        """Fit them; ``known`` are the compositions of the training split, None for more than are needed."""
         fit = equations.solve()
-        return cls(values=fit.values.tolist(), seen=np.flatnonzero(fit.seen).tolist())
+        seen = np.flatnonzero(fit.seen).tolist()
+        if known is not None and len(known) >= _COMPOSITIONS_PER_ELEMENT * len(seen):
+            known = None
+        return cls(values=fit.values.tolist(), seen=seen, known=None if known is None else sorted(known))
 
 
 class Screen(Config):
@@ -133,12 +141,21 @@ class Fit:
 
 @dataclass(frozen=True)
 class Survey:
-    """Counts on fixed bins, and the normal equations of the training split, before any limit."""
+    """Counts on fixed bins, and what is known of the training split, before any limit.
+
+    Attributes:
+        forces: Structures by largest force.
+        stresses: Structures by largest stress component.
+        distances: Structures by shortest distance.
+        equations: Normal equations of the training split.
+        known: Digests of its compositions; None for more than any reference needs.
+    """
 
     forces: GridCounts
     stresses: GridCounts
     distances: GridCounts
     equations: NormalEquations
+    known: frozenset[int] | None
 
     def merge(self, other: "Survey") -> "Survey":
         """Return those of both together."""
@@ -147,6 +164,7 @@ class Survey:
             self.stresses.merge(other.stresses),
             self.distances.merge(other.distances),
             self.equations.merge(other.equations),
+            _joined(self.known, other.known),
         )
 
 
@@ -155,6 +173,7 @@ def survey(chunk: Chunk, screen: Screen) -> Survey:
     names = ("largest_force", "largest_stress", "shortest_distance")
     counts = [np.zeros(SIZE.size, dtype=np.int64) for _ in names]
     equations = NormalEquations()
+    known: frozenset[int] | None = frozenset()
     for index in chunk.parts:
         table = Table.load(chunk.output, part_name(index))
         kept = refusals(table, chunk.output, index, screen) == 0
@@ -162,8 +181,11 @@ def survey(chunk: Chunk, screen: Screen) -> Survey:
             values = table.rows[field][kept]
             total += SIZE.count(values[np.isfinite(values)])
         equations = equations.merge(_equations(table, kept))
+        if known is not None:
+            used = np.unique(table.rows["formula"][_fitted(table, kept)])
+            known = _joined(known, frozenset(table.composition_digests[used].tolist()))
     forces, stresses, distances = map(GridCounts, counts)
-    return Survey(forces, stresses, distances, equations)
+    return Survey(forces, stresses, distances, equations, known)
 
 
 def residuals(chunk: Chunk, screen: Screen) -> GridCounts:
@@ -214,12 +236,16 @@ def refusals(table: Table, output: Path, index: int, screen: Screen) -> NDArray[
 def residual_energies(table: Table, reference: References) -> NDArray[np.float64]:
     """Return energy per atom after the reference (G,), eV/atom.
 
-    It is NaN without an energy, and where an element has no reference: there is nothing to judge it by.
+    It is NaN without an energy, and where the reference says nothing: for elements that it has not seen, and
+    for compositions that it cannot be extended to.
     """
-    known = np.zeros(MAX_Z + 1, dtype=bool)
-    known[reference.seen] = True
+    seen = np.zeros(MAX_Z + 1, dtype=bool)
+    seen[reference.seen] = True
     formulas = table.formulas @ np.array(reference.values)
-    formulas[(table.formulas[:, ~known] > 0).any(axis=1)] = np.nan
+    formulas[(table.formulas[:, ~seen] > 0).any(axis=1)] = np.nan
+    if reference.known is not None:
+        known = np.array(reference.known, dtype=np.uint64)
+        formulas[~np.isin(table.composition_digests, known)] = np.nan
     values: NDArray[np.float64] = (table.rows["energy"] - formulas[table.rows["formula"]]) / table.rows[
         "num_atoms"
     ]
@@ -280,12 +306,25 @@ def _outside(values: NDArray[np.floating], limit: Limit) -> NDArray[np.bool_]:
 
 def _equations(table: Table, kept: NDArray[np.bool_]) -> NormalEquations:
     """Return the normal equations of a part's training structures that are kept and have an energy."""
-    rows = table.rows
-    chosen = np.flatnonzero(kept & (rows["split"] == 0) & np.isfinite(rows["energy"]))
+    chosen = np.flatnonzero(_fitted(table, kept))
     equations = NormalEquations()
     for first in range(0, len(chosen), _SLICE):
-        some = rows[chosen[first : first + _SLICE]]
+        some = table.rows[chosen[first : first + _SLICE]]
         equations = equations.merge(
             NormalEquations.of(table.formulas[some["formula"]].astype(np.float64), some["energy"])
         )
     return equations
+
+
+def _fitted(table: Table, kept: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return which structures (G,) the reference is fitted to."""
+    fitted: NDArray[np.bool_] = kept & (table.rows["split"] == 0) & np.isfinite(table.rows["energy"])
+    return fitted
+
+
+def _joined(one: frozenset[int] | None, other: frozenset[int] | None) -> frozenset[int] | None:
+    """Return compositions of both, None once they are more than any reference needs."""
+    if one is None or other is None:
+        return None
+    both = one | other
+    return both if len(both) <= _COMPOSITIONS_PER_ELEMENT * MAX_Z else None

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ingest.duplicates import buckets_of, find_duplicates
-from ingest.flow import Job, run_all
+from ingest.flow import Job, run_all, task_name
 from ingest.outliers import (
     ENERGY_LIMIT,
     Chunk,
@@ -52,6 +52,7 @@ class _Dataset:
         chunks: Its parts, by task.
         reference: What energies are judged by.
         stored: What is fitted to those kept.
+        known: Digests of the compositions in its training split; None for very many.
         limits: Robust limits by name.
         refused: Structures refused so far.
         settled: Whether another round would refuse the same.
@@ -61,6 +62,7 @@ class _Dataset:
     chunks: list[Chunk]
     reference: References = field(default_factory=References)
     stored: References = field(default_factory=References)
+    known: frozenset[int] | None = None
     limits: dict[str, Limit] = field(default_factory=dict)
     refused: int = 0
     settled: bool = True
@@ -88,7 +90,8 @@ def screen_all(client: "Client", plan: Plan, structures: NDArray[np.int64], stag
     passes = _Passes(client, duplicates, stage)
     counted = passes.over(datasets, survey, "survey")
     for dataset in (dataset for dataset in datasets if dataset.name in counted):
-        dataset.stored = dataset.reference = References.of(counted[dataset.name].equations)
+        dataset.known = counted[dataset.name].known
+        dataset.stored = dataset.reference = References.of(counted[dataset.name].equations, dataset.known)
         dataset.settled = outliers is None
         dataset.limits = {} if outliers is None else size_limits(counted[dataset.name], outliers)
     for _ in range(_ROUNDS):
@@ -117,15 +120,15 @@ class _Passes:
 
     def over(self, datasets: Sequence[_Dataset], function: Callable[..., Any], name: str) -> dict[str, Any]:
         """Call a function on all chunks of datasets, and merge what it returns by dataset."""
+        chunks = [(dataset, chunk) for dataset in datasets for chunk in dataset.chunks]
         jobs = [
             Job(
-                f"{dataset.name}-{name}-{number:05d}",
+                task_name(dataset.name, name, number),
                 f"screening {dataset.name}",
                 (chunk, self.screen(dataset)),
                 dataset.name,
             )
-            for dataset in datasets
-            for number, chunk in enumerate(dataset.chunks)
+            for number, (dataset, chunk) in enumerate(chunks)
         ]
         advance = self.stage(name, len(jobs))
         merged: dict[str, Any] = {}
@@ -148,7 +151,7 @@ def _round(passes: _Passes, datasets: Sequence[_Dataset], outliers: Outliers) ->
     fits = passes.over(datasets, fit_kept, "references")
     for dataset in datasets:
         fit = fits[dataset.name]
-        dataset.stored = References.of(fit.equations)
+        dataset.stored = References.of(fit.equations, dataset.known)
         dataset.settled = fit.refused == dataset.refused
         dataset.refused = fit.refused
 
@@ -162,7 +165,8 @@ def _duplicates(client: "Client", plan: Plan, structures: NDArray[np.int64], sta
     advance = stage("duplicates", len(buckets))
     found = []
     jobs = [
-        Job(f"duplicates-find-{bucket.number:05d}", "looking for duplicates", (bucket,)) for bucket in buckets
+        Job(task_name("duplicates", "find", bucket.number), "looking for duplicates", (bucket,))
+        for bucket in buckets
     ]
     for _, file in run_all(client, find_duplicates, jobs):
         if file is not None:

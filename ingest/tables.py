@@ -74,6 +74,12 @@ class Table:
             raise CorruptDataError(f"{path}: {error}; remove it and run the same command again") from error
 
     @cached_property
+    def composition_digests(self) -> NDArray[np.uint64]:
+        """XXH3-64 of each distinct composition (C,): the same in every part."""
+        rows = [row.tobytes() for row in self.formulas]
+        return np.array([xxhash.xxh3_64_intdigest(row) for row in rows], dtype=np.uint64)
+
+    @cached_property
     def sources(self) -> list[str]:
         """Where each structure came from (G)."""
         return zlib.decompress(self.packed_sources).decode().split("\n")

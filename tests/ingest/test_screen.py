@@ -13,10 +13,12 @@ from ase.io import write
 
 import ingest.duplicates
 from gfm.data.ragged import RaggedBatch
+from gfm.data.splits import split_of
 from gfm.data.structure import Structure
 from gfm.runtime.cluster import ClusterConfig, open_client
 from gfm.runtime.config import parse_config
 from ingest.build import build
+from ingest.readers.base import hash_id
 from ingest.recipe import Recipe
 from ingest.tables import digests_of
 from store import open_dataset
@@ -33,7 +35,8 @@ def client() -> Iterator[Any]:
 
 def molecule(rng: np.random.Generator, formula: str) -> Atoms:
     atoms = Atoms(formula)
-    atoms.positions = np.eye(len(atoms), 3) * 1.2 + rng.normal(scale=0.05, size=(len(atoms), 3))
+    grid = np.stack(np.meshgrid(*[np.arange(3)] * 3), axis=-1).reshape(-1, 3)
+    atoms.positions = 1.2 * grid[: len(atoms)] + rng.normal(scale=0.05, size=(len(atoms), 3))
     energy = sum(ENERGY[s] for s in atoms.symbols) + rng.normal(scale=0.05) * len(atoms)
     atoms.calc = SinglePointCalculator(atoms, energy=energy, forces=rng.normal(size=(len(atoms), 3)))
     return atoms
@@ -41,7 +44,7 @@ def molecule(rng: np.random.Generator, formula: str) -> Atoms:
 
 def molecules(count: int, seed: int) -> list[Atoms]:
     rng = np.random.default_rng(seed)
-    return [molecule(rng, str(rng.choice(["H2O", "OH", "CO", "CH3", "CO2"]))) for _ in range(count)]
+    return [molecule(rng, "H{}O{}C{}".format(*rng.integers(1, 5, size=3))) for _ in range(count)]
 
 
 def save(path: Path, frames: list[Atoms]) -> Path:
@@ -238,6 +241,25 @@ def test_energies_without_a_reference_are_not_judged(tmp_path: Path, client: Any
     assert (manifest.structures, manifest.rejects) == (300, {})
     assert set(manifest.datasets[0].reference.unseen) == {"O", "H"}
     assert "energy_residual_histogram" not in manifest.statistics["a"]
+
+
+def test_compositions_are_not_judged_by_references_of_too_few_others(tmp_path: Path, client: Any) -> None:
+    # Three compositions fix three reference energies; those say nothing of a fourth composition.
+    rng = np.random.default_rng(12)
+    frames = [molecule(rng, formula) for formula in ("H3O", "HO2C", "H2C3", "H4O2C2") for _ in range(100)]
+    for frame in frames[300:]:
+        frame.calc.results["energy"] -= 20.0 * len(frame)
+    frames[7].calc.results["energy"] -= 400.0
+    path = save(tmp_path / "raw" / "a.xyz", frames)
+    seeds = (seed for seed in range(1000) if _in_train(seed) == [True, True, True, False])
+    split = {"train": 0.5, "validation": 0.0, "test": 0.5, "seed": next(seeds)}
+    manifest = build(recipe_for(tmp_path / "out", {"a": path}, split=split), client=client)
+    assert manifest.rejects == {"energy-outlier": 1}
+
+
+def _in_train(seed: int) -> list[bool]:
+    groups = [hash_id(f"formula:{formula}") for formula in ("H3O", "CHO2", "C3H2", "C2H4O2")]
+    return (split_of(np.array(groups, dtype=np.uint64), (0.5, 0.0, 0.5), seed) == 0).tolist()
 
 
 @pytest.mark.data
