@@ -277,3 +277,16 @@ def test_a_forked_process_opens_the_file_for_itself(shared_data: Path) -> None:
     with multiprocessing.get_context("fork").Pool(1) as pool:
         assert pool.apply(_count, (path,)) == 56
     assert _count(path) == 56
+
+
+def test_oc22_is_read_from_text_too_in_a_name_space_of_its_own(
+    tmp_path: Path, read_all: Callable[..., Any]
+) -> None:
+    (tmp_path / "0.extxyz").write_text(
+        'Lattice="9 0 0 0 9 0 0 0 9"'.join(("1\n", " Properties=species:S:1:pos:R:3:forces:R:3 energy=-3.5"))
+        + ' pbc="T T T"\nH 0 0 0 0 0 0\n'
+    )
+    (tmp_path / "0.txt").write_text("random5,frame7,none\n")
+    (one,) = read_all("oc22", tmp_path).structures.values()
+    assert (one.energy, one.key, one.group) == (-3.5, hash_id("oc22:5/7"), hash_id("oc22:5"))
+    assert one.pbc.all()
