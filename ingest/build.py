@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from gfm.runtime.cluster import ClusterConfig, open_client
 from ingest.flow import Job, run_all
 from ingest.merge import commit
+from ingest.once import read_once, settle_once
 from ingest.output import (
     PLAN,
     alone,
@@ -31,11 +32,11 @@ from ingest.output import (
     sweep_all,
     tidy,
 )
-from ingest.part import PartDone, explained, run_part, task_of
+from ingest.part import PartDone, explained, task_of
 from ingest.plan import PackedFile, Plan, PlannedPart, make_plan, packed_files, part_name, scratch_folders
 from ingest.recipe import Recipe
 from ingest.screen import Stage, screen_all
-from ingest.settle import ShardTask, settle_shard
+from ingest.settle import ShardTask
 from store.integrity import replacing
 from store.manifest import MANIFEST, Manifest
 
@@ -213,7 +214,7 @@ def _read(
         )
         for planned in missing
     )
-    for job, done in run_all(client, run_part, jobs):
+    for job, done in run_all(client, read_once, jobs):
         yield job.arguments[0].planned, done
 
 
@@ -244,5 +245,5 @@ def _settle_all(client: "Client", tasks: Sequence[ShardTask], stage: Stage) -> N
         Job(f"{task.dataset}-write-{task.name}", f"writing shard {task.name} of {task.dataset}", (task,))
         for task in tasks
     )
-    for _ in run_all(client, settle_shard, jobs):
+    for _ in run_all(client, settle_once, jobs):
         advance()
