@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gfm.runtime.cluster import ClusterConfig, open_client
-from ingest.flow import Job, run_all
+from ingest.flow import Job, run_all, task_name
 from ingest.merge import commit
 from ingest.once import read_once, settle_once
 from ingest.output import (
@@ -154,7 +154,7 @@ def _checked_plan(recipe: Recipe) -> Plan:
 def _unpack(client: "Client", packed: Sequence[PackedFile], stage: Stage) -> None:
     """Unpack all files that must be, those not unpacked before."""
     jobs = [
-        Job(f"{item.dataset}-unpack-{number:05d}", f"unpacking {item.file}", (item,), item.dataset)
+        Job(task_name(item.dataset, "unpack", number), f"unpacking {item.file}", (item,), item.dataset)
         for number, item in enumerate(packed)
     ]
     advance = stage("unpacking", len(jobs))
@@ -207,7 +207,7 @@ def _read(
     names = [source.name for source in plan.recipe.sources]
     jobs = (
         Job(
-            f"{names[planned.source]}-read-{planned.name}",
+            task_name(names[planned.source], "read", planned.index),
             f"reading {planned.part.path} ({planned.part.label}) of {names[planned.source]}",
             (task_of(plan, planned),),
             names[planned.source],
@@ -242,7 +242,11 @@ def _settle_all(client: "Client", tasks: Sequence[ShardTask], stage: Stage) -> N
     """Write the final shards."""
     advance = stage("writing", len(tasks))
     jobs = (
-        Job(f"{task.dataset}-write-{task.name}", f"writing shard {task.name} of {task.dataset}", (task,))
+        Job(
+            task_name(task.dataset, "write", task.parts[0]),
+            f"writing shard {task.name} of {task.dataset}",
+            (task,),
+        )
         for task in tasks
     )
     for _ in run_all(client, settle_once, jobs):

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from distributed import Client
 
-__all__ = ["Job", "run_all"]
+__all__ = ["Job", "run_all", "task_name"]
 
 # Tasks given to the scheduler ahead of those being computed: enough to keep workers busy, few enough for its
 # memory not to grow with the number of parts.
@@ -29,8 +29,7 @@ class Job:
     """One call on a worker.
 
     Attributes:
-        name: What people read on the dashboard, ``dataset-stage-part``; tasks that differ in the last word only
-            are shown as one group.
+        name: What people read on the dashboard, as `task_name` makes it; no two alike in one `run_all`.
         what: What an error calls it.
         arguments: Of the function.
         dataset: Name of the dataset it is for, if it is for one.
@@ -40,6 +39,15 @@ class Job:
     what: str
     arguments: tuple[Any, ...]
     dataset: str = ""
+
+
+def task_name(dataset: str, stage: str, number: int) -> str:
+    """Return the name of a task: the dashboard shows all tasks of one dataset and stage as one group.
+
+    Dask ends the name of a group at the first dash before a word that is not of letters alone, so that
+    ``OC20-2M-read-000001`` would be ``OC20``; dashes of a dataset's name become underscores.
+    """
+    return f"{dataset.replace('-', '_')}-{stage}-{number:06d}"
 
 
 def run_all(
