@@ -1,11 +1,11 @@
 """Ingestion at length: memory over many parts, and one large dataset; takes hours and tens of gigabytes.
 
-    python benchmarks/ingest_scale.py --parts 20000 --structures 3000000 --rates ingestion.json
+    python benchmarks/ingest_scale.py --parts 20000 --structures 3000000 --rates ingest.json
 
 ``--parts`` ingests so many tiny OC20 text files on two local workers and follows the memory of every process
 over the parts that are read: what grows is what a plan of 100,000 parts would run out of. ``--structures``
 ingests one HDF5 file of so many molecules in the layout of ANI-1x. Both call ``gfm ingest run`` and look at it
-from outside each second; plots and samples go to ``--output``. With the JSON of ``ingestion.py`` as ``--rates``
+from outside each second; plots and samples go to ``--output``. With the JSON of ``ingest.py`` as ``--rates``
 there is an estimate for the published mix of 154 million structures.
 """
 

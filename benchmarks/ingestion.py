@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import package_first  # noqa: F401
 import plain_readers as plain
 import raw_files as raw
 from measure import Result, cpu_rates, show

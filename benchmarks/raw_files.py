@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import package_first  # noqa: F401
 from ase.data import chemical_symbols
 from numpy.typing import NDArray
 

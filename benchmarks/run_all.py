@@ -12,7 +12,9 @@ HERE = Path(__file__).parent
 # Shared parts, and what takes hours or tens of gigabytes.
 NOT_BENCHMARKS = {
     "ingest_scale.py",
+    "ingestion.py",
     "measure.py",
+    "package_first.py",
     "plain_readers.py",
     "raw_files.py",
     "run_all.py",
