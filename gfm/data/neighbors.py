@@ -212,6 +212,10 @@ def _pair_by_pair(points, triangular, order, m, cutoff, pairs, squares, count): 
     """Append the half list of one structure: (i, j >= i, shift of j) with the squared distance; any cell."""
     limit = cutoff * cutoff
     tiny = 1e-9 * cutoff
+    # Products are several times faster than quotients; what they round off is covered by ``tiny``.
+    per_c = 1.0 / triangular[2, 2] if m > 2 else 0.0
+    per_b = 1.0 / triangular[1, 1] if m > 1 else 0.0
+    per_a = 1.0 / triangular[0, 0] if m > 0 else 0.0
     low, high = np.zeros(3, dtype=np.int64), np.zeros(3, dtype=np.int64)
     for i in range(len(points)):
         for j in range(i, len(points)):
@@ -220,8 +224,8 @@ def _pair_by_pair(points, triangular, order, m, cutoff, pairs, squares, count): 
             dz = points[j, 2] - points[i, 2]
             low[2] = high[2] = 0
             if m > 2:
-                low[2] = int(np.ceil((-cutoff - tiny - dz) / triangular[2, 2]))
-                high[2] = int(np.floor((cutoff + tiny - dz) / triangular[2, 2]))
+                low[2] = int(np.ceil((-cutoff - tiny - dz) * per_c))
+                high[2] = int(np.floor((cutoff + tiny - dz) * per_c))
             elif abs(dz) > cutoff:
                 continue
             for c in range(low[2], high[2] + 1):
@@ -233,8 +237,8 @@ def _pair_by_pair(points, triangular, order, m, cutoff, pairs, squares, count): 
                 y0 = dy + c * triangular[2, 1]
                 low[1] = high[1] = 0
                 if m > 1:
-                    low[1] = int(np.ceil((-reach - y0) / triangular[1, 1]))
-                    high[1] = int(np.floor((reach - y0) / triangular[1, 1]))
+                    low[1] = int(np.ceil((-reach - y0) * per_b))
+                    high[1] = int(np.floor((reach - y0) * per_b))
                 elif abs(y0) > reach:
                     continue
                 for b in range(low[1], high[1] + 1):
@@ -246,8 +250,8 @@ def _pair_by_pair(points, triangular, order, m, cutoff, pairs, squares, count): 
                     x0 = dx + c * triangular[2, 0] + b * triangular[1, 0]
                     low[0] = high[0] = 0
                     if m > 0:
-                        low[0] = int(np.ceil((-reach_x - x0) / triangular[0, 0]))
-                        high[0] = int(np.floor((reach_x - x0) / triangular[0, 0]))
+                        low[0] = int(np.ceil((-reach_x - x0) * per_a))
+                        high[0] = int(np.floor((reach_x - x0) * per_a))
                     for a in range(low[0], high[0] + 1):
                         if i == j and (c < 0 or (c == 0 and (b < 0 or (b == 0 and a <= 0)))):
                             continue
