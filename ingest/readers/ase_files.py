@@ -17,11 +17,9 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote
 
-import lmdb
-
 from gfm.errors import CorruptDataError, DataError
 from ingest.readers.ase_rows import SQLITE_COLUMNS, Row, inflate, parse_json, row_from_sqlite
-from ingest.readers.oc_lmdb import _environment, is_lmdb
+from ingest.readers.lmdb_pages import LmdbFile, is_lmdb, open_lmdb
 from ingest.readers.records import Refused
 
 __all__ = ["Found", "container_of", "metadata_of", "ranges_of", "rows_of"]
@@ -93,7 +91,7 @@ def metadata_of(file: Path, container: Container) -> dict[str, Any]:
                 found = connection.execute("SELECT value FROM information WHERE name='metadata'").fetchone()
                 text = found[0] if found else None
         elif container == "lmdb":
-            metadata = _lmdb_json(_environment(file), b"metadata")
+            metadata = _lmdb_json(open_lmdb(file), b"metadata")
         elif match := re.search(rb'\n"metadata": (\{.*\}),\n"ids":', _tail(file)):
             text = match[1]
         metadata = parse_json(text) if text else metadata
@@ -172,19 +170,10 @@ def _sqlite_row(columns: tuple[Any, ...]) -> Row | Refused:
         return refused
 
 
-def _lmdb_value(environment: lmdb.Environment, key: bytes) -> bytes | None:
-    try:
-        with environment.begin() as transaction:
-            value: bytes | None = transaction.get(key)
-    except lmdb.Error as error:
-        raise Refused("unreadable", error) from None
-    return value
-
-
-def _lmdb_json(environment: lmdb.Environment, key: bytes) -> Any:
+def _lmdb_json(opened: LmdbFile, key: bytes) -> Any:
     """Return a reserved value; None where there is none that can be read."""
     try:
-        packed = _lmdb_value(environment, key)
+        packed = opened.get(key)
         return None if packed is None else parse_json(inflate(packed))
     except Refused:
         return None
@@ -192,17 +181,15 @@ def _lmdb_json(environment: lmdb.Environment, key: bytes) -> Any:
 
 def _num_lmdb_ids(file: Path) -> int:
     """Return the highest id, believing b"nextid" only where the number of keys agrees."""
-    environment = _environment(file)
-    following, deleted = _lmdb_json(environment, b"nextid"), _deleted(environment)
+    opened = open_lmdb(file)
+    following, deleted = _lmdb_json(opened, b"nextid"), _deleted(opened)
     try:
-        with environment.begin() as transaction:
-            entries: int = transaction.stat()["entries"]
-            entries -= sum(transaction.get(key) is not None for key in _RESERVED)
-            if type(following) is int and following - 1 - len(deleted) == entries:
-                return following - 1
-            keys = [int(key) for key in transaction.cursor().iternext(values=False) if key.isdigit()]
-    except lmdb.Error as error:
-        raise CorruptDataError(f"{file}: not readable as LMDB: {error}") from error
+        entries = opened.entries - sum(opened.get(key) is not None for key in _RESERVED)
+        if type(following) is int and following - 1 - len(deleted) == entries:
+            return following - 1
+        keys = [int(key) for key in opened.all_keys() if key.isdigit()]
+    except Refused as refused:
+        raise CorruptDataError(f"{file}: not readable as LMDB: {refused.value}") from refused
     highest = max(keys, default=0)
     # Gaps are written down as missing; what a mad key announces is not.
     if highest > 2 * (len(keys) + len(deleted)) + 1000:
@@ -210,9 +197,9 @@ def _num_lmdb_ids(file: Path) -> int:
     return highest
 
 
-def _deleted(environment: lmdb.Environment) -> set[int]:
+def _deleted(opened: LmdbFile) -> set[int]:
     """Return the ids of rows that the writer removed."""
-    ids = _lmdb_json(environment, b"deleted_ids")
+    ids = _lmdb_json(opened, b"deleted_ids")
     if isinstance(ids, dict):  # ASE's encoding of an array
         content = ids.get("__ndarray__")
         ids = content[-1] if isinstance(content, list) and content else None
@@ -220,11 +207,11 @@ def _deleted(environment: lmdb.Environment) -> set[int]:
 
 
 def _lmdb_rows(file: Path, start: int, stop: int) -> Iterator[Found]:
-    environment = _environment(file)
-    deleted = _deleted(environment)
+    opened = open_lmdb(file)
+    deleted = _deleted(opened)
     for row_id in range(start, stop):
         try:
-            packed = _lmdb_value(environment, str(row_id).encode())
+            packed = opened.get(str(row_id).encode())
             if packed is None:
                 if row_id in deleted:
                     continue

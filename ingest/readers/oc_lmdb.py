@@ -1,29 +1,23 @@
 """The LMDB form of OC20 and OC22: keys b"0", b"1", ..., b"length"; values are pickled torch_geometric ``Data``.
 
-A process opens one path once and keeps it (lmdb refuses a second time), without locks and without read-ahead.
-LMDB maps its file and trusts it, so a file shorter than its own header says is refused before it is opened.
-
 Source: ``preprocess_ef.py`` (2021) and its successor (2024) in github.com/facebookresearch/fairchem.
 """
 
 import math
-import os
-import struct
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import lmdb
 import numpy as np
 
 from gfm.data.structure import Structure
 from gfm.errors import CorruptDataError, DataError
 from ingest.readers.base import Block, Part, hash_id
+from ingest.readers.lmdb_pages import LmdbFile, open_lmdb
 from ingest.readers.lmdb_pickle import read_pickle, read_record
 from ingest.readers.records import PERIODIC, BlockBuilder, Refused, atomic_numbers, check_structure
 
-__all__ = ["UNITS", "is_lmdb", "plan_lmdb", "read_lmdb", "structure_of"]
+__all__ = ["UNITS", "plan_lmdb", "read_lmdb", "structure_of"]
 
 UNITS: dict[str, str] = {
     "pos, cell": "angstrom; rows of cell are lattice vectors",
@@ -31,16 +25,6 @@ UNITS: dict[str, str] = {
     "force or forces": "eV/angstrom, minus the gradient; of fixed atoms as computed",
     "fixed": "1 = held fixed, 0 = free",
 }
-_MAGIC = 0xBEEFC0DE
-_environments: dict[str, tuple[tuple[int, ...], lmdb.Environment]] = {}
-_lock = threading.Lock()
-
-
-def is_lmdb(path: Path) -> bool:
-    """Say whether a file begins as an LMDB does."""
-    with path.open("rb") as stream:
-        head = stream.read(20)
-    return len(head) == 20 and struct.unpack_from("<I", head, 16)[0] == _MAGIC
 
 
 def plan_lmdb(name: str, file: Path, part_bytes: int) -> list[Part]:
@@ -74,20 +58,17 @@ def read_lmdb(part: Part, structure_from: Callable[[dict[str, Any]], Structure])
     Raises:
         CorruptDataError: The file cannot be opened.
     """
-    environment = _environment(Path(part.path))
+    file = open_lmdb(Path(part.path))
     builder = BlockBuilder()
     for index in range(part.start, part.stop):
         source = f"{part.path}[{index}]"
         try:
-            with environment.begin() as transaction:
-                value = transaction.get(str(index).encode())
+            value = file.get(str(index).encode())
             if value is None:
                 raise Refused("missing-record", f"there is no key b'{index}'")
             builder.offer(structure_from(read_record(value)), source, forces=False)
         except Refused as refused:
             builder.refuse(source, refused)
-        except lmdb.Error as error:
-            builder.reject(source, "unreadable", error)
         if builder.full:
             yield builder.take()
     if builder:
@@ -171,78 +152,28 @@ def _number(values: dict[str, Any], name: str) -> float | int | None:
 
 def _num_records(file: Path) -> int:
     """Return how many records a file holds, believing b"length" only where the number of keys agrees."""
-    environment = _environment(file)
+    opened = open_lmdb(file)
+    announced = _announced(opened)
+    if announced is not None and announced == opened.entries - 1:
+        return announced
     try:
-        with environment.begin() as transaction:
-            entries: int = transaction.stat()["entries"]
-            length = transaction.get(b"length")
-            try:
-                announced = read_pickle(length) if length is not None else None
-            except Refused:
-                announced = None
-            if isinstance(announced, int) and announced == entries - 1:
-                return announced
-            keys = [int(key) for key in transaction.cursor().iternext(values=False) if key.isdigit()]
-    except lmdb.Error as error:
-        raise CorruptDataError(f"{file}: not readable as LMDB: {error}") from error
+        keys = [int(key) for key in opened.all_keys() if key.isdigit()]
+    except Refused as refused:
+        raise CorruptDataError(f"{file}: not readable as LMDB: {refused.value}") from refused
     found = max(keys) + 1 if keys else 0
     # Keys with gaps: what is missing in between is written down, what a mad key announces is not.
     if found > 2 * len(keys) + 1000:
         raise DataError(f"{file}: {len(keys)} records, and yet a key of {found - 1}; expected b'0', b'1', ...")
-    if isinstance(announced, int) and announced <= 2 * len(keys) + 1000:
+    if announced is not None and announced <= 2 * len(keys) + 1000:
         return max(found, announced)
     return found
 
 
-def _environment(file: Path) -> lmdb.Environment:
-    """Return the open file; one per path and process, opened anew after a fork or when it was replaced.
-
-    Raises:
-        CorruptDataError: It is cut short, or no LMDB.
-    """
-    name = os.path.realpath(file)
-    with _lock:
-        try:
-            state = os.stat(name)
-            identity = (os.getpid(), state.st_ino, state.st_size, state.st_mtime_ns)
-            if name in _environments:
-                known, environment = _environments[name]
-                if known == identity:
-                    return environment
-                # After a fork this closes this process's copy only; without locks the parent's is not touched.
-                del _environments[name]
-                environment.close()
-            _check_size(name, state.st_size)
-            environment = lmdb.open(
-                name, subdir=False, readonly=True, lock=False, readahead=False, meminit=False
-            )
-        except (lmdb.Error, OSError) as error:
-            if isinstance(error, CorruptDataError):
-                raise
-            raise CorruptDataError(f"{file}: not readable as LMDB: {error}") from error
-        _environments[name] = (identity, environment)
-        return environment
-
-
-def _check_size(name: str, size: int) -> None:
-    """Compare the size of a file with the number of pages its header says it has.
-
-    Raises:
-        CorruptDataError: It is no LMDB, or shorter than that.
-    """
-    with open(name, "rb") as stream:
-        head = stream.read(152)
-        if len(head) < 152 or struct.unpack_from("<I", head, 16)[0] != _MAGIC:
-            raise CorruptDataError(f"{name}: not an LMDB file (no header; {size} bytes)")
-        (page_size,) = struct.unpack_from("<I", head, 40)
-        stream.seek(page_size)
-        second = stream.read(152)
-    if not 256 <= page_size <= 65536 or len(second) < 152:
-        raise CorruptDataError(
-            f"{name}: LMDB with pages of {page_size} bytes in a file of {size}; cut or damaged"
-        )
-    # Two headers take turns; the one of the later transaction counts.
-    _, last_page = max(struct.unpack_from("<QQ", page, 136)[::-1] for page in (head, second))
-    needed = (last_page + 1) * page_size
-    if size < needed:
-        raise CorruptDataError(f"{name}: {size} bytes, but its header says {needed}; the file is cut short")
+def _announced(file: LmdbFile) -> int | None:
+    """Return the number of records that b"length" names; None where it cannot be read."""
+    try:
+        value = file.get(b"length")
+        length = None if value is None else read_pickle(value)
+    except Refused:
+        return None
+    return length if isinstance(length, int) else None

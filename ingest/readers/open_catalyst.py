@@ -11,6 +11,7 @@ from gfm.data.structure import Structure
 from gfm.errors import CorruptDataError
 from ingest.readers import oc_lmdb
 from ingest.readers.base import Block, Part, Reader
+from ingest.readers.lmdb_pages import is_lmdb
 from ingest.readers.oc_text import SIDECARS, TEXT, TextShard
 from ingest.readers.text import find_text
 
@@ -53,7 +54,7 @@ class OpenCatalyst(Reader):
         for file in find_text(path, (*TEXT, ".lmdb"), f"{self.NAME.upper()} files"):
             if file.name.endswith(SIDECARS):  # a glob may find them too
                 continue
-            if file.suffix != ".lmdb" and not oc_lmdb.is_lmdb(file):
+            if file.suffix != ".lmdb" and not is_lmdb(file):
                 parts.append(Part(self.NAME, str(file), 0, 0, file.stat().st_size, file.name))
                 continue
             try:
