@@ -166,7 +166,8 @@ class Gatherer:
         if name in ("charge", "spin"):
             return joined.astype(np.float64)
         factor = self.scale.of(name)
-        with np.errstate(over="ignore"):  # what overflows is infinite then, and refused as such
+        # What overflows is infinite then, and refused as such; so is a NaN, of whatever kind.
+        with np.errstate(over="ignore", invalid="ignore"):
             if factor != 1.0:
                 joined = np.multiply(joined, factor, dtype=np.float64)
             return joined.astype(entry.dtype, copy=False)

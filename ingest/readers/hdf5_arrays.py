@@ -212,6 +212,8 @@ class Hdf5Arrays:
 
     def _view(self, address: int, size: int) -> tuple[bytes, int]:
         """Return bytes of the file and where in them an address is; fewer than ``size`` at the file's end."""
+        if address >= self._size:
+            return b"", 0
         begin = address - self._start
         if 0 <= begin and begin + size <= len(self._window):
             return self._window, begin

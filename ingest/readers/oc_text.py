@@ -164,7 +164,8 @@ class TextShard:
         match = _LINE.fullmatch(line)
         if match is None:
             raise Refused("bad-sidecar", f"{line[:80]!r}, expected {_EXPECTED}")
-        sid, fid, reference = (None if word is None else word.decode() for word in match.groups())
+        words = (None if word is None else word.decode(errors="replace") for word in match.groups())
+        sid, fid, reference = words
         info, columns = parse_frame(frame)
         if "energy" not in info:
             raise Refused("missing-energy")

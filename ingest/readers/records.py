@@ -204,7 +204,7 @@ def _is_flat(cell: NDArray[np.float64], pbc: NDArray[np.bool_]) -> bool:
     if not pbc.any():
         return False
     vectors = cell[pbc]
-    with np.errstate(over="ignore", invalid="ignore"):  # vectors beyond 1e150 angstrom
+    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):  # vectors beyond 1e150 angstrom
         return bool(np.linalg.det(vectors @ vectors.T) < 1e-12)
 
 

@@ -34,7 +34,7 @@ def suspects(structures: Sequence[Structure]) -> tuple[RaggedBatch | None, list[
         if not _are_plain(structures):
             return None, everyone
         wrong = wrong_numbers(np.concatenate([structure.numbers for structure in structures]))
-        with np.errstate(over="ignore", invalid="ignore"):
+        with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
             batch = RaggedBatch.from_structures(structures)
             found = _may_be_flat(batch) | (batch.num_atoms == 0) | _owners(wrong, batch)
     except (AttributeError, DataError, OverflowError, TypeError, ValueError):
