@@ -7,6 +7,8 @@ undisturbed run. Nothing here waits for a time to pass: every blow falls on a st
 import contextlib
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,6 +24,7 @@ import pytest
 
 import ingest.build
 from gfm.data.units import HARTREE
+from gfm.errors import MissingDataError, ResourceError
 from gfm.runtime.cluster import ClusterConfig, open_client
 from gfm.runtime.config import parse_config
 from ingest.recipe import Recipe
@@ -167,7 +170,7 @@ class Run:
     @property
     def stage(self) -> str | None:
         """What ``gfm ingest status`` says it is doing."""
-        with contextlib.suppress(ingest.status.MissingDataError):
+        with contextlib.suppress(MissingDataError):
             stage: str | None = status_of(self.output)["stage"]
             return stage
         return None
@@ -347,3 +350,120 @@ def test_workers_jobs_and_nodes_die_in_every_stage_of_one_run(
         result = run.end()
     _check(tmp_path / "out", result, undisturbed, raw)
     slurm.wait_for(lambda: not slurm.jobs() and not slurm.processes(), "the jobs to be gone")
+
+
+# ---------------------------------------------------------------- clients
+
+
+def _read_before(said: str) -> int:
+    """Return how many parts a run says were read before it."""
+    found = re.search(r"([\d,]+) of them read before", said)
+    return int(found[1].replace(",", "")) if found else 0
+
+
+def _written(output: Path, receipts: dict[str, int]) -> dict[str, int]:
+    """Return the files of shards that have a receipt, and when they were made."""
+    made = {path.name: path.stat().st_mtime_ns for path in (output / "shards").iterdir()}
+    return {name: time for name, time in made.items() if f"shards/{name.split('.')[0]}.json" in receipts}
+
+
+def test_clients_are_killed_and_interrupted_in_every_stage_and_the_same_command_goes_on(
+    slurm: Any, raw: Raw, undisturbed: dict[str, Any], cluster: dict[str, Any], tmp_path: Path
+) -> None:
+    output, done = tmp_path / "out", dict[str, int]()
+    recipe = _recipe(raw, output, cluster={**cluster, "workers": 2}, format="zarr")
+    blows: list[tuple[signal.Signals, Callable[[Run], Callable[[], bool]]]] = [
+        (signal.SIGKILL, lambda run: _is_reading(run, 6)),
+        (signal.SIGINT, lambda run: _is_reading(run, 20)),
+        (signal.SIGTERM, _is_screening),
+        (signal.SIGKILL, _is_writing),
+    ]
+    for number, moment in blows:
+        # Jobs of a client that was killed may still be at work when the next one starts.
+        with Run(recipe, tmp_path) as run:
+            with run.held(moment(run)):
+                kept, done = done, run.receipts
+                made = _written(output, done) if moment is _is_writing else {}
+                # A terminal sends Ctrl-C to the whole group; a batch system ends the client.
+                os.killpg(run.process.pid, number) if number == signal.SIGINT else run.process.send_signal(
+                    number
+                )
+            said = run.ends_with(-number if number == signal.SIGKILL else 128 + number)
+        assert {name: done.get(name) for name in kept} == kept
+        assert _read_before(said) >= len(kept)
+        if number != signal.SIGKILL:
+            assert said.splitlines()[-1] == "gfm: interrupted; the same command goes on where it stopped"
+            slurm.wait_for(lambda: not slurm.jobs(), "the jobs to be cancelled")
+    with Run(recipe, tmp_path) as run:
+        result = run.end()
+    assert _read_before(run.said) == result["parts"]["total"]
+    assert made
+    assert _written(output, done) == made
+    _check(output, result, undisturbed, raw)
+    slurm.wait_for(lambda: not slurm.jobs() and not slurm.processes(), "the jobs to be gone")
+
+
+# ---------------------------------------------------------------- disks
+
+
+class Disk:
+    """A disk of its own, in memory, as large as it is told to be."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir()
+        self._mount("tmpfs", "-t", "tmpfs", "-o", "size=1g")
+
+    def _mount(self, *words: str) -> None:
+        subprocess.run(["mount", *words, str(self.folder)], check=True, capture_output=True, text=True)
+
+    def resize(self, size: int) -> None:
+        self._mount("-o", f"remount,size={size}")
+
+    @property
+    def used(self) -> int:
+        return shutil.disk_usage(self.folder).used
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Disk]:
+    try:
+        disk = Disk(tmp_path / "disk")
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"a small disk cannot be mounted here, as root can: {getattr(error, 'stderr', error)}")
+    yield disk
+    subprocess.run(["umount", "--lazy", str(disk.folder)], check=True)
+
+
+def test_a_disk_fills_while_reading_and_while_writing(
+    slurm: Any, raw: Raw, undisturbed: dict[str, Any], cluster: dict[str, Any], tmp_path: Path, disk: Disk
+) -> None:
+    output, plenty = disk.folder / "out", 1 << 30
+    recipe = _recipe(raw, output, cluster={**cluster, "workers": 2})
+
+    def fills() -> Run:
+        with Run(recipe, tmp_path) as run:
+            said = run.ends_with(ResourceError.exit_code)
+        assert re.search(r"out: the disk is full .* left\)\. Make room and run the same command again", said)
+        slurm.wait_for(lambda: not slurm.processes(), "the jobs to be gone")
+        return run
+
+    disk.resize(undisturbed["bytes"] // 2)
+    done = fills().receipts
+    assert 0 < len(done) < undisturbed["parts"]["total"]
+    disk.resize(plenty)
+    with Run(recipe, tmp_path) as run:
+        with run.held(_is_screening(run)):
+            assert {name: run.receipts.get(name) for name in done} == done
+            run.process.kill()
+        said = run.ends_with(-signal.SIGKILL)
+    assert _read_before(said) == len(done)
+    slurm.wait_for(lambda: not slurm.processes(), "the jobs to be gone")
+    # Room for the files of screening, and not for a shard.
+    disk.resize(disk.used + (128 << 10))
+    assert "writing shards" in fills().said
+    disk.resize(plenty)
+    with Run(recipe, tmp_path) as run:
+        result = run.end()
+    assert _read_before(run.said) == result["parts"]["total"]
+    _check(output, result, undisturbed, raw)
