@@ -4,129 +4,30 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from gfm.runtime.cluster import batch_script
-from gfm.runtime.quantities import byte_count
-from ingest.build import Watcher, build
-from ingest.part import PartDone
-from ingest.plan import Plan, PlannedPart, make_plan, packed_files
+from gfm.runtime.quantities import byte_count, duration
+from ingest.build import build
+from ingest.plan import Plan, make_plan, packed_files
+from ingest.progress import STAGES, Bars, counted
 from ingest.recipe import Recipe
 from ingest.status import status_of
+from store.manifest import Manifest
 
-if TYPE_CHECKING:
-    from store.manifest import Manifest
-
-__all__ = ["run", "show_plan", "show_status"]
+__all__ = ["run", "show_plan", "show_status", "watch_status"]
 
 # Reasons of rejects that stand for more than one record.
 _WHOLE_FILES = ("truncated-file", "unreadable-file")
-# What the stages of `ingest.build` do, for people.
-_STAGES = {
-    "unpacking": "unpacking files",
-    "duplicates": "looking for duplicates",
-    "survey": "surveying forces, stresses, distances",
-    "residuals": "looking for energy outliers",
-    "references": "fitting reference energies",
-    "writing": "writing shards",
-}
 _MOST_PARTS = 40  # shown one by one by --dry-run
-
-
-class _Progress(Watcher):
-    """A bar for each dataset and stage on a terminal, a line now and then elsewhere."""
-
-    def __init__(self, console: Console) -> None:
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.fields[said]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(elapsed_when_finished=False),
-        )
-        self.console = console
-        self.progress = Progress(*columns, console=console, disable=not console.is_terminal)
-        self.bars: dict[int, TaskID] = {}
-        self.parts: dict[int, list[int]] = {}  # by source: read, in all, and structures of before and in all
-        self.structures: dict[int, list[int]] = {}
-        self.done = self.total = self.said = 0
-        self.began = time.monotonic()
-
-    def complete(self, manifest: "Manifest") -> None:
-        """Say that there is nothing to do."""
-        self._say("already complete: nothing to do")
-
-    def waiting(self, what: str) -> None:
-        """Say what the batch system is waited for."""
-        self._say(what)
-
-    def planned(self, plan: Plan, read: Sequence[PartDone]) -> None:
-        """Set up the bars."""
-        self.total, self.done, self.began = len(plan.parts), len(read), time.monotonic()
-        names = [source.name for source in plan.recipe.sources]
-        nbytes = [0] * len(names)
-        read_bytes = [0] * len(names)
-        for index in range(len(names)):
-            self.parts[index], self.structures[index] = [0, 0], [0, 0]
-        for planned in plan.parts:
-            nbytes[planned.source] += planned.part.nbytes
-            self.parts[planned.source][1] += 1
-        for done in read:
-            planned = plan.parts[int(done.name)]
-            read_bytes[planned.source] += planned.part.nbytes
-            self.parts[planned.source][0] += 1
-            self.structures[planned.source] = [
-                count + done.structures for count in self.structures[planned.source]
-            ]
-        for index, name in enumerate(names):
-            self.bars[index] = self.progress.add_task(
-                escape(name), total=nbytes[index], completed=read_bytes[index], said=self._counts(index)
-            )
-        again = f", {self.done} of them read before" if read else ""
-        self._say(f"{self.total:,} parts from {len(names)} sources{again}")
-
-    def started(self, dashboard: str | None) -> None:
-        """Say where the dashboard is."""
-        if dashboard:
-            self._say(f"Dask dashboard: {dashboard}")
-
-    def part_read(self, planned: PlannedPart, done: PartDone) -> None:
-        """Advance a bar; without a terminal, print each twentieth of the way."""
-        self.done += 1
-        self.parts[planned.source][0] += 1
-        self.structures[planned.source][1] += done.structures
-        self.progress.update(
-            self.bars[planned.source], advance=planned.part.nbytes, said=self._counts(planned.source)
-        )
-        if not self.console.is_terminal and 20 * self.done // self.total > 20 * self.said // self.total:
-            self.said = self.done
-            structures = sum(count for _, count in self.structures.values())
-            self._say(f"{self.done:,} of {self.total:,} parts, {structures:,} structures")
-
-    def stage(self, name: str, total: int) -> Callable[[], None]:
-        """Show a bar for a stage; without a terminal, say that it begins."""
-        text = _STAGES.get(name, name)
-        if not self.console.is_terminal:
-            self._say(f"{text}: {total:,} tasks")
-        bar = self.progress.add_task(text, total=total, said="")
-        return lambda: self.progress.advance(bar)
-
-    def _counts(self, source: int) -> str:
-        read, total = self.parts[source]
-        before, now = self.structures[source]
-        rate = (now - before) / max(time.monotonic() - self.began, 1e-9)
-        per_second = f", {rate:,.0f}/s" if now > before else ""
-        return f"{read:,} of {total:,} parts, {now:,} structures{per_second}"
-
-    def _say(self, text: str) -> None:
-        self.progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 class _ToConsole(logging.Handler):
@@ -144,7 +45,7 @@ class _ToConsole(logging.Handler):
 def run(recipe: Recipe, as_json: bool) -> None:
     """Build a dataset and show what came out."""
     console = Console(stderr=True)
-    watcher = _Progress(console)
+    watcher = Bars(console)
     log, handler = logging.getLogger("ingest"), _ToConsole(console)
     log.addHandler(handler)
     log.propagate = False
@@ -179,16 +80,28 @@ def run(recipe: Recipe, as_json: bool) -> None:
         }
         print(json.dumps(summary))
         return
+    _show_result(recipe, manifest, watcher)
+
+
+def _show_result(recipe: Recipe, manifest: Manifest, watcher: Bars) -> None:
+    """Print what is in a finished dataset, and what it took if it was made now."""
     table = Table(title=str(recipe.output), title_justify="left")
-    for name, right in (("dataset", False), ("structures", True), ("atoms", True), ("rejected", False)):
-        table.add_column(name, justify="right" if right else "left")
+    for name in ("dataset", "structures", "atoms", "CPU time", "rejected"):
+        left = name in ("dataset", "rejected")
+        table.add_column(name, justify="left" if left else "right", overflow="fold")
     for entry in manifest.datasets:
-        table.add_row(
-            entry.name, f"{entry.structures:,}", f"{entry.atoms:,}", _reasons(entry.rejected)
-        )  # fmt: skip
+        timing = manifest.provenance.get("timing", {}).get(entry.name)
+        cpu = "" if timing is None else duration(timing["cpu_seconds"])
+        counts = f"{entry.structures:,}", f"{entry.atoms:,}"
+        table.add_row(entry.name, *counts, cpu, _reasons(entry.rejected))
     Console().print(table)
-    splits = ", ".join(f"{name} {count:,}" for name, count in manifest.splits.counts.items())
-    print(f"{manifest.structures:,} structures ({splits}), {manifest.bytes:,} bytes, {manifest.format}")
+    size = byte_count(manifest.bytes)
+    print(f"{manifest.structures:,} structures, {manifest.atoms:,} atoms, {size} ({manifest.format})")
+    print(", ".join(f"{name} {count:,}" for name, count in manifest.splits.counts.items()))
+    if (reading := watcher.all).total:
+        new = reading.structures - reading.before[0]
+        took = f" in {duration(reading.took)} ({reading.rate:,.0f}/s)" if new else ""
+        print(f"{new:,} structures read{took}, {duration(manifest.provenance['seconds'])} in all")
     print(f"content hash {manifest.content_hash}")
 
 
@@ -219,7 +132,7 @@ def show_plan(recipe: Recipe, as_json: bool) -> None:
 
 def _show_parts(plan: Plan) -> None:
     sources = plan.recipe.sources
-    totals = Table(title=f"{len(plan.parts):,} parts for {plan.recipe.output}", title_justify="left")
+    totals = Table(title=f"{counted(len(plan.parts), 'part')} for {plan.recipe.output}", title_justify="left")
     for name in ("dataset", "reader", "parts", "bytes", "bytes of the largest part"):
         totals.add_column(name, justify="left" if name in ("dataset", "reader") else "right")
     for index, source in enumerate(sources):
@@ -242,21 +155,49 @@ def show_status(status: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print(json.dumps(status))
         return
-    parts = status["parts"]
-    print(f"{status['output']}: {status['state']}, {parts['done']:,} of {parts['total']:,} parts read")
-    if status["stage"]:
-        print(f"now: {_STAGES.get(status['stage'], status['stage'])}")
-    if status["dashboard"]:
-        print(f"Dask dashboard: {status['dashboard']}")
-    table = Table()
-    for name in ("dataset", "parts", "structures", "rejected"):
-        table.add_column(name, justify="left" if name in ("dataset", "rejected") else "right")
-    for entry in status["datasets"]:
-        done = f"{entry['parts']['done']} of {entry['parts']['total']}" if "parts" in entry else "all"
-        table.add_row(entry["name"], done, f"{entry['structures']:,}", _reasons(entry["rejected"]))
-    Console().print(table)
+    Console().print(_status(status))
     if status["state"] == "unfinished":
         print("not running; gfm ingest run with the same recipe goes on", file=sys.stderr)
+
+
+def watch_status(look: Callable[[], dict[str, Any]], seconds: float = 2.0) -> None:
+    """Show a status anew every few seconds, until nothing runs any more."""
+    status = look()
+    with Live(_status(status), console=Console(), auto_refresh=False) as live:
+        while status["state"] == "running":
+            time.sleep(seconds)
+            status = look()
+            live.update(_status(status), refresh=True)
+
+
+def _status(status: dict[str, Any]) -> Group:
+    """Return a status as people read it."""
+    parts = status["parts"]
+    lines = [f"{status['output']}: {status['state']}, {_share(parts)} parts read"]
+    if status["stage"]:
+        started = status.get("started")
+        ago = (datetime.now(UTC) - datetime.fromisoformat(started)).total_seconds() if started else None
+        since = "" if ago is None else f", running for {duration(ago)}"
+        lines.append(f"now: {STAGES.get(status['stage'], status['stage'])}{since}")
+    if status["dashboard"]:
+        lines.append(f"Dask dashboard: {status['dashboard']}")
+    table = Table()
+    for name in ("dataset", "parts", "structures", "rejected"):
+        left = name in ("dataset", "rejected")
+        table.add_column(name, justify="left" if left else "right", overflow="fold")
+    for entry in status["datasets"]:
+        done = _share(entry["parts"]) if "parts" in entry else "all"
+        table.add_row(entry["name"], done, f"{entry['structures']:,}", _reasons(entry["rejected"]))
+    if len(status["datasets"]) > 1:
+        table.add_section()
+        counts = _share(parts), f"{status['structures']:,}"
+        table.add_row("total", *counts, f"{sum(status['rejects'].values()):,}")
+    return Group(*(Text(line, overflow="fold") for line in lines), table)
+
+
+def _share(parts: dict[str, int]) -> str:
+    percent = f" ({100 * parts['done'] // parts['total']} %)" if parts["total"] else ""
+    return f"{parts['done']:,} of {parts['total']:,}{percent}"
 
 
 def _reasons(rejected: dict[str, int]) -> str:

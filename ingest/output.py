@@ -8,6 +8,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, TypeVar
 
@@ -213,10 +214,15 @@ def _lock(file: IO[str], seconds: float) -> bool:
 def announced(output: Path, dashboard: str | None) -> Iterator[Callable[[str], None]]:
     """Say in build/running.json who is at work, for ``gfm ingest status``; yields what tells the stage."""
     path = output / RUNNING
+    run = {
+        "pid": os.getpid(),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "dashboard": dashboard,
+    }
 
     def tell(stage: str) -> None:
         with replacing(path) as temporary:
-            temporary.write_text(json.dumps({"pid": os.getpid(), "dashboard": dashboard, "stage": stage}))
+            temporary.write_text(json.dumps({**run, "stage": stage}))
 
     tell("starting")
     try:

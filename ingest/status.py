@@ -11,13 +11,16 @@ from store.manifest import MANIFEST, Manifest
 
 __all__ = ["status_of"]
 
+_IDLE: dict[str, str | None] = {"dashboard": None, "stage": None, "started": None}
+
 
 def status_of(output: Path) -> dict[str, Any]:
     """Return the state of an output directory (a JSON value).
 
     Its keys: ``output``; ``state``: ``complete``, ``running`` or ``unfinished``; ``parts`` done and total;
-    ``structures``; ``rejects`` by reason; ``datasets`` with the same for each; ``dashboard`` and ``stage``
-    while running. Parts are those that were read; what is written afterwards is a stage.
+    ``structures``; ``rejects`` by reason; ``datasets`` with the same for each; ``dashboard``, ``stage`` and
+    when the run ``started`` (ISO 8601) while running, else null. Parts are those that were read; what is
+    written afterwards is a stage.
 
     Raises:
         MissingDataError: No ingestion was ever begun there.
@@ -51,7 +54,7 @@ def status_of(output: Path) -> dict[str, Any]:
         "output": str(output),
         "state": "running" if running else "unfinished",
         **_totals(list(datasets.values())),
-        **(_running(output) if running else {"dashboard": None, "stage": None}),
+        **(_running(output) if running else _IDLE),
         "datasets": list(datasets.values()),
     }
 
@@ -64,8 +67,7 @@ def _complete(output: Path, manifest: Manifest) -> dict[str, Any]:
         "parts": {"done": parts, "total": parts},
         "structures": manifest.structures,
         "rejects": manifest.rejects,
-        "dashboard": None,
-        "stage": None,
+        **_IDLE,
         "datasets": [
             {"name": entry.name, "structures": entry.structures, "rejected": entry.rejected}
             for entry in manifest.datasets
@@ -95,9 +97,9 @@ def _receipt(path: Path) -> dict[str, Any] | None:
 
 
 def _running(output: Path) -> dict[str, str | None]:
-    """Return where the dashboard of a running ingestion is, and what it is doing."""
+    """Return where the dashboard of a running ingestion is, what it is doing, and since when it runs."""
     try:
         said = json.loads((output / RUNNING).read_text())
     except FileNotFoundError:
-        return {"dashboard": None, "stage": "starting"}
-    return {"dashboard": said["dashboard"], "stage": said["stage"]}
+        return _IDLE | {"stage": "starting"}
+    return {key: said.get(key) for key in _IDLE}
