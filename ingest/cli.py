@@ -22,7 +22,9 @@ def run(
     overrides: Annotated[
         list[str] | None, typer.Argument(help="Settings of the recipe: key.sub=value.", show_default=False)
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be read, by part.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only show the parts, and the script of a worker's batch job.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout at the end.")] = False,
 ) -> None:
     """Read raw files as a recipe says, on Dask, and write a dataset. Run it again to go on after a stop.
@@ -34,12 +36,23 @@ def run(
           - {name: ani1x, reader: ani1x, path: raw/ani1x-release.h5}
 
     A path is a file, a folder or a glob. A source whose files are not the
-    published ones may state its own theory, licence and doi for the manifest:
+    published ones may state its own theory, licence and doi for the manifest.
+    A recipe with more in it, for workers that are Slurm jobs:
 
+        output: out/dataset
         sources:
+          - {name: oc20, reader: oc20, path: raw/oc20}
           - {name: ours, reader: mptrj, path: ours.json, theory: EMT, doi: ""}
+        filters: {max_force: 50, outliers: {energy: 10, stress: null}}
+        duplicates: drop
+        cluster: {kind: slurm, workers: 64, memory: 4GiB, interface: ib0,
+                  queue: batch, account: materials, walltime: "12:00:00"}
 
-    Examples: gfm ingest run recipe.yaml; gfm ingest run recipe.yaml format=zarr cluster.workers=2
+    The whole reference and what it all means: docs/ingest.md. While it runs,
+    the terminal shows how far each dataset is, the Dask dashboard (its address
+    is printed) what each worker does, and `gfm ingest status` both elsewhere.
+
+    Examples: gfm ingest run recipe.yaml --dry-run; gfm ingest run recipe.yaml format=zarr cluster.workers=2
     """
     import signal
 
@@ -74,15 +87,22 @@ def run(
 @app.command()
 def status(
     output: Annotated[Path, typer.Argument(help="Output directory of a recipe.", show_default=False)],
+    watch: Annotated[bool, typer.Option("--watch", help="Look again every two seconds while it runs.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
     """Say how far an ingestion is: also from another terminal while it runs, and after a crash.
 
-    Example: gfm ingest status out/dataset
+    Parts, structures and rejects by reason of each dataset; while it runs, also the stage it is at, since when,
+    and where the Dask dashboard is. It reads the output directory alone, so it works on any node that sees it.
+
+    Examples: gfm ingest status out/dataset; gfm ingest status out/dataset --watch
     """
     from ingest import console
     from ingest.status import status_of
 
+    if watch and not as_json:
+        console.watch_status(lambda: status_of(output))
+        return
     console.show_status(status_of(output), as_json)
 
 
@@ -95,7 +115,10 @@ def report(
 ) -> None:
     """Write one page on a dataset: counts, rejects, distributions, elements, references, splits, provenance.
 
-    Example: gfm ingest report out/dataset
+    The page is one file that loads nothing from elsewhere: send it, or keep it beside the dataset. It is made of
+    the manifest and some lines of the rejects, so it takes as long for a million structures as for one.
+
+    Examples: gfm ingest report out/dataset; gfm ingest report out/dataset --out dataset.html
     """
     from ingest.report import default_report, write_report
 

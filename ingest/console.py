@@ -100,7 +100,8 @@ def _show_result(recipe: Recipe, manifest: Manifest, watcher: Bars) -> None:
     print(", ".join(f"{name} {count:,}" for name, count in manifest.splits.counts.items()))
     if (reading := watcher.all).total:
         new = reading.structures - reading.before[0]
-        took = f" in {duration(reading.took)} ({reading.rate:,.0f}/s)" if new else ""
+        now = reading.latest
+        took = f" in {duration(reading.took(now))} ({reading.rate(now):,.0f}/s)" if new else ""
         print(f"{new:,} structures read{took}, {duration(manifest.provenance['seconds'])} in all")
     print(f"content hash {manifest.content_hash}")
 

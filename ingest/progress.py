@@ -5,7 +5,7 @@ Elsewhere (a log file, a batch job) plain lines: one for each twentieth of the p
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -72,34 +72,35 @@ class _Count:
     nbytes: int = 0
     before: tuple[int, int] = (0, 0)
     began: float | None = None
-    latest: float = field(default=0.0)
+    latest: float = 0.0
 
     @property
     def finished(self) -> bool:
         """Whether all parts are read."""
         return self.done == self.total
 
-    @property
-    def took(self) -> float:
-        """Seconds of this run between its beginning and the part finished last."""
-        return 0.0 if self.began is None else max(self.latest - self.began, 1e-9)
+    def took(self, now: float) -> float:
+        """Return the seconds that this run was or is at it; 0 where it did not begin with it."""
+        if self.began is None:
+            return 0.0
+        return max((self.latest if self.finished else now) - self.began, 1e-9)
 
-    @property
-    def rate(self) -> float:
-        """Structures per second in this run; 0 before the first part."""
-        return (self.structures - self.before[0]) / self.took if self.took else 0.0
+    def rate(self, now: float) -> float:
+        """Return structures per second in this run; 0 before the first part."""
+        took = self.took(now)
+        return (self.structures - self.before[0]) / took if took else 0.0
 
-    @property
-    def left(self) -> float | None:
-        """Seconds that what is not read takes at the pace of this run; None before the first part."""
-        new = self.nbytes - self.before[1]
-        return (self.bytes_total - self.nbytes) * self.took / new if new > 0 and self.took else None
+    def left(self, now: float) -> float | None:
+        """Return the seconds that what is not read takes at this pace; None before the first part."""
+        took, new = self.took(now), self.nbytes - self.before[1]
+        return (self.bytes_total - self.nbytes) * took / new if took and new > 0 else None
 
-    def time(self) -> str:
+    def time(self, now: float) -> str:
         """Say how long it takes or took."""
         if self.finished:
-            return duration(self.took) if self.took else "before"
-        return "" if self.left is None else f"{duration(self.left)} left"
+            return duration(self.took(now)) if self.began is not None else "before"
+        left = self.left(now)
+        return "" if left is None else f"{duration(left)} left"
 
 
 class _StageTime(ProgressColumn):
@@ -212,14 +213,13 @@ class Bars(Watcher):
             count.began = self.all.latest  # about when the worker that read its first part took that up
         count.latest = self.all.latest = now
         self._add(planned, done)
-        self._show(self._rows[planned.source], count)
         self._refresh()
         if not self.console.is_terminal and 20 * self.all.done // self.all.total > self._said:
             self._said = 20 * self.all.done // self.all.total
+            left = self.all.time(now)
             self._say(
                 f"{self.all.done:,} of {self.all.total:,} parts ({100 * self.all.done // self.all.total} %), "
-                f"{self.all.structures:,} structures, {self.all.rate:,.0f}/s"
-                + ("" if self.all.finished or self.all.left is None else f", {duration(self.all.left)} left")
+                f"{self.all.structures:,} structures, {self.all.rate(now):,.0f}/s, {left}"
             )
 
     def stage(self, name: str, total: int) -> Callable[[], None]:
@@ -251,34 +251,35 @@ class Bars(Watcher):
             count.nbytes += planned.part.nbytes
 
     def _row(self, name: str, count: _Count) -> TaskID:
-        row = self.progress.add_task(name, total=count.bytes_total, done="", structures="", rate="", time="")
-        self._show(row, count)
-        return row
+        return self.progress.add_task(name, total=count.bytes_total, done="", structures="", rate="", time="")
 
-    def _show(self, row: TaskID, count: _Count) -> None:
+    def _refresh(self) -> None:
+        """Bring all bars up to date; of more datasets than fit the screen, show those read last."""
+        now = self.all.latest
+        room = max(1, self.console.height - _OTHER_LINES)
+        shown = set(range(len(self._counts)))
+        if len(shown) > room:
+            running = [i for i in shown if self._counts[i].began is not None and not self._counts[i].finished]
+            shown = set(sorted(running, key=lambda i: self._counts[i].latest)[-room:])
+        for index, (row, count) in enumerate(zip(self._rows, self._counts, strict=True)):
+            self.progress.update(row, visible=index in shown)
+            if index in shown:
+                self._show(row, count, now)
+        if self._total is not None:
+            read = sum(count.finished for count in self._counts)
+            self.progress.update(self._total, description=f"total ({read}/{len(self._counts)} datasets)")
+            self._show(self._total, self.all, now)
+
+    def _show(self, row: TaskID, count: _Count, now: float) -> None:
+        rate = count.rate(now)
         self.progress.update(
             row,
             completed=count.bytes_total if count.finished else count.nbytes,
             done=f"{count.done:,}/{count.total:,}",
             structures=short(count.structures),
-            rate=short(count.rate) if count.rate else "",
-            time=count.time(),
+            rate=short(rate) if rate else "",
+            time=count.time(now),
         )
-
-    def _refresh(self) -> None:
-        """Bring the total up to date; of more datasets than fit the screen, show those being read."""
-        if self._total is None:
-            return
-        read = sum(count.finished for count in self._counts)
-        self.progress.update(self._total, description=f"total ({read}/{len(self._counts)} datasets)")
-        self._show(self._total, self.all)
-        room = max(1, self.console.height - _OTHER_LINES)
-        if len(self._rows) <= room:
-            return
-        for row, count in zip(self._rows, self._counts, strict=True):
-            visible = count.began is not None and not count.finished and room > 0
-            room -= visible
-            self.progress.update(row, visible=visible)
 
     def _say(self, text: str) -> None:
         self.progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
