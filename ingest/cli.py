@@ -115,8 +115,8 @@ def report(
 ) -> None:
     """Write one page on a dataset: counts, rejects, distributions, elements, references, splits, provenance.
 
-    The page is one file that loads nothing from elsewhere: send it, or keep it beside the dataset. It is made of
-    the manifest and some lines of the rejects, so it takes as long for a million structures as for one.
+    The page is one file that loads nothing from elsewhere: send it, or keep it beside the dataset. It is made
+    of the manifest and some lines of the rejects, so it takes as long for a million structures as for one.
 
     Examples: gfm ingest report out/dataset; gfm ingest report out/dataset --out dataset.html
     """
