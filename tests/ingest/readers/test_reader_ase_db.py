@@ -6,6 +6,7 @@ import shutil
 import sqlite3
 import zlib
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -500,3 +501,25 @@ def test_a_missing_group_or_id_is_refused(tmp_path: Path, read_all: Callable[...
     assert read_all("ase_db", path, id_key="list").reasons == {"bad-id": 1}
     (water,) = read_all("ase_db", path, id_key="unique_id").structures.values()
     assert water.key == hash_id("asedb:a")
+
+
+def test_rows_that_no_query_finds_any_more_are_not_passed_over_in_silence(
+    tmp_path: Path, read_all: Callable[..., Any]
+) -> None:
+    path = tmp_path / "a.db"
+    with ase.db.connect(path) as database:
+        for index in range(100):
+            database.write(Atoms("CO", [[0, 0, 0], [0, 0, 1.1 + index / 1000]]))
+    with closing(sqlite3.connect(path)) as connection:
+        (root,) = connection.execute("SELECT rootpage FROM sqlite_master WHERE name='systems'").fetchone()
+        (page,) = connection.execute("PRAGMA page_size").fetchone()
+    content = bytearray(path.read_bytes())
+    count = (root - 1) * page + 3  # of the cells of the tree's topmost page; each leads to a page of rows
+    assert content[count - 3] == 5
+    assert content[count + 1] > 1
+    content[count + 1] -= 1
+    path.write_bytes(content)
+    with closing(sqlite3.connect(path)) as connection:
+        assert 0 < len(connection.execute("SELECT positions FROM systems ORDER BY id").fetchall()) < 100
+    with pytest.raises(CorruptDataError, match=r"a\.db: the pages of this SQLite file contradict each other"):
+        read_all("ase_db", path, require_forces=False)
