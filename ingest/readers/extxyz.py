@@ -37,6 +37,7 @@ from ingest.readers.frame import Frame, FrameError, parse_cell, parse_floats, pa
 from ingest.readers.records import BlockBuilder, Refused, check_structure, hill_formula
 from ingest.readers.runs import Run
 from ingest.readers.text import find_text, is_packed, open_text, read_frames, seek_frame
+from ingest.readers.window import ZIP_ERRORS
 
 __all__ = ["ExtXyz"]
 
@@ -133,8 +134,10 @@ class ExtXyz(Reader):
         try:
             with zipfile.ZipFile(file) as archive:
                 members = [member for member in archive.infolist() if not member.is_dir()]
-        except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        except ZIP_ERRORS as error:
             return [self.unreadable(file, f"not readable as zip: {error}")]
+        if not members:
+            return [self.unreadable(file, "a zip without any file in it")]
         parts = []
         for member in members:
             extra = {"packed": True, "member": member.filename}

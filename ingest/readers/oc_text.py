@@ -29,7 +29,7 @@ from ingest.readers.columns import add_run, cells, number
 from ingest.readers.frame import Frame, FrameError, parse_cell, parse_floats, parse_frame
 from ingest.readers.records import BlockBuilder, Refused
 from ingest.readers.runs import Run
-from ingest.readers.text import STREAM_ERRORS, open_text, read_frames
+from ingest.readers.text import STREAM_ERRORS, damaged, open_text, read_frames
 
 __all__ = ["SIDECARS", "TEXT", "TextShard"]
 
@@ -60,7 +60,7 @@ class TextShard:
         """Read all frames.
 
         Raises:
-            CorruptDataError: It is a tar archive.
+            CorruptDataError: It is a tar archive, or packed, and it or its sidecar is damaged.
         """
         builder, count, cut = BlockBuilder(), 0, False
         with open_text(self.path) as stream, _Sidecar(_sidecar_of(self.path)) as sidecar:
@@ -76,7 +76,9 @@ class TextShard:
                     if builder.full:
                         yield builder.take()
             except CorruptDataError as error:
-                raise CorruptDataError(f"{self.path}: {error}") from None
+                text = str(error)
+                named = str(self.path.parent) in text  # it may be the sidecar's
+                raise CorruptDataError(text if named else f"{self.path}: {text}") from None
             if not cut and sidecar.take(1):
                 builder.reject(str(self.path), "missing-frames", f"{count} frames, and {sidecar.account}")
         if builder:
@@ -225,12 +227,20 @@ class _Sidecar:
         self._stack.close()
 
     def _read(self, stack: ExitStack) -> Iterator[bytes]:
-        """Yield its lines; what comes before a damaged place is good."""
+        """Yield its lines, up to where it is cut off.
+
+        Raises:
+            CorruptDataError: It is damaged, so that lines before may be wrong.
+        """
         if self._path.is_file():
             try:
                 yield from stack.enter_context(open_text(self._path))
-            except STREAM_ERRORS:
+            except EOFError:
                 return
+            except CorruptDataError:
+                raise
+            except STREAM_ERRORS as error:
+                raise CorruptDataError(f"{self._path}: {damaged(error)}") from error
 
     def take(self, count: int) -> list[bytes]:
         """Return its next lines, fewer at its end."""

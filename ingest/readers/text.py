@@ -14,9 +14,9 @@ from gfm.errors import CorruptDataError
 from ingest.readers.frame import Frame, FrameError
 from ingest.readers.runs import Run, Scanner
 from ingest.readers.scan import MAX_ATOMS, MAX_LINE
-from ingest.readers.window import STREAM_ERRORS, Window, find_text, is_packed, open_text
+from ingest.readers.window import STREAM_ERRORS, Window, damaged, find_text, is_packed, open_text
 
-__all__ = ["STREAM_ERRORS", "find_text", "is_packed", "open_text", "read_frames", "seek_frame"]
+__all__ = ["STREAM_ERRORS", "damaged", "find_text", "is_packed", "open_text", "read_frames", "seek_frame"]
 
 
 def read_frames(
@@ -31,7 +31,7 @@ def read_frames(
         stop: Byte at which no further frame begins; None for the end of the text.
 
     Raises:
-        CorruptDataError: It is a tar archive.
+        CorruptDataError: It is a tar archive, or a packed stream that is damaged and not only cut short.
     """
     window, scanner, index = Window(stream, start), Scanner(keys), 0
     while True:
@@ -39,6 +39,8 @@ def read_frames(
         begin = window.offset
         try:
             found = scanner.next(window, index, stop)
+        except CorruptDataError:
+            raise
         except STREAM_ERRORS:
             found = None  # line by line it comes out which frame is concerned
         if begin == 0 and window.is_archive:
@@ -83,6 +85,8 @@ def _step(window: Window, index: int, stop: int | None) -> Frame | FrameError | 
             _skip(window)
             return FrameError(index, begin, "bad-frame", f"more rows than the {num_atoms} announced")
         return Frame(index, begin, num_atoms, header, rows)
+    except CorruptDataError:
+        raise
     except STREAM_ERRORS as error:
         # What was unpacked before is good; where the stream breaks off, all that follows is lost at once.
         reason = "truncated-file" if isinstance(error, EOFError) else "corrupt-file"

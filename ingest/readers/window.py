@@ -6,6 +6,7 @@ What was unpacked before a stream breaks off stays readable; the error comes whe
 import gzip
 import io
 import lzma
+import struct
 import zipfile
 import zlib
 from pathlib import Path
@@ -15,10 +16,21 @@ from gfm.errors import CorruptDataError, DataError, MissingDataError
 from ingest.readers.base import find_files
 from ingest.readers.scan import MAX_LINE
 
-__all__ = ["STREAM_ERRORS", "Window", "find_text", "is_packed", "open_text"]
+__all__ = ["STREAM_ERRORS", "ZIP_ERRORS", "Window", "damaged", "find_text", "is_packed", "open_text"]
 
 # Errors that unpacking a damaged or shortened file ends in.
 STREAM_ERRORS = (EOFError, OSError, lzma.LZMAError, zlib.error, zipfile.BadZipFile)
+# Errors that the directory of a damaged zip ends in.
+ZIP_ERRORS = (
+    zipfile.BadZipFile,
+    OSError,
+    LookupError,
+    NotImplementedError,
+    RuntimeError,
+    ValueError,
+    struct.error,
+)
+_PACKED = (".xz", ".gz", ".zip")
 _STRETCH = 1 << 19  # bytes read at a time: some hundred frames
 _PIECE = 1 << 13  # bytes unpacked at a time: so many may be lost in front of a damaged place
 _ARCHIVES = (".tar", ".tar.xz", ".txz", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.zst")
@@ -62,21 +74,31 @@ def open_text(path: Path, member: str | None = None) -> io.BufferedIOBase:
     """Open a file that is plain or packed (.xz, .gz, .zip), by what its first bytes say.
 
     Raises:
-        CorruptDataError: It is a zip that cannot be opened.
+        CorruptDataError: It is a zip that cannot be opened, or is packed by its name and not by its bytes.
     """
     with path.open("rb") as stream:
         magic = stream.read(6)
+    if magic.startswith(b"PK\x03\x04") or member is not None:
+        try:
+            archive = zipfile.ZipFile(path)
+            return cast("io.BufferedIOBase", archive.open(member or archive.namelist()[0]))
+        except ZIP_ERRORS as error:
+            raise CorruptDataError(f"{path}: not readable as zip: {error}") from error
     if magic.startswith(b"\xfd7zXZ"):
         return lzma.LZMAFile(path)
     if magic.startswith(b"\x1f\x8b"):
         return gzip.GzipFile(path)
-    if magic.startswith(b"PK\x03\x04"):
-        try:
-            archive = zipfile.ZipFile(path)
-            return cast("io.BufferedIOBase", archive.open(member or archive.namelist()[0]))
-        except (zipfile.BadZipFile, KeyError, IndexError, NotImplementedError, RuntimeError) as error:
-            raise CorruptDataError(f"{path}: not readable as zip: {error}") from error
+    if path.suffix.lower() in _PACKED:
+        raise CorruptDataError(f"{path}: begins with {magic!r}, which is not how {path.suffix} files begin")
     return path.open("rb")
+
+
+def damaged(error: Exception) -> CorruptDataError:
+    """Return what is said of a stream that broke off with an error other than being cut short."""
+    return CorruptDataError(
+        f"damaged ({type(error).__name__}: {error}); what it seems to hold cannot be trusted, the text before "
+        "that place included"
+    )
 
 
 class Window:
@@ -95,7 +117,7 @@ class Window:
         self.whole = False
         self._stream = stream
         self._before = start  # bytes of the text before ``data``
-        self._error: BaseException | None = None
+        self._error: EOFError | None = None
 
     @property
     def offset(self) -> int:
@@ -111,7 +133,9 @@ class Window:
         """Read on, by at least as much as there is: a long frame is not looked at too often.
 
         Raises:
-            EOFError: A packed stream was cut off; nothing more can be read. So for all `STREAM_ERRORS`.
+            EOFError: A packed stream was cut off; nothing more can be read.
+            CorruptDataError: It is damaged. That comes out behind the damage, where sums do not fit or nothing
+                makes sense any more: numbers that were read before may be wrong.
         """
         if self._error is not None:
             raise self._error
@@ -121,9 +145,11 @@ class Window:
             try:
                 # A packed stream loses what it had unpacked in a call that fails, so calls ask for little.
                 piece = self._stream.read1(_PIECE)
-            except STREAM_ERRORS as error:
+            except EOFError as error:
                 self._error = error
                 break
+            except STREAM_ERRORS as error:
+                raise damaged(error) from error
             if not piece:
                 self.whole = True
                 break

@@ -9,6 +9,7 @@ import lzma
 import pickle
 import random
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gfm.errors import GfmError
+from gfm.errors import CorruptDataError, GfmError
 from ingest.readers.lmdb_pickle import read_record
 from ingest.readers.records import Refused
 
@@ -106,7 +107,52 @@ def test_oc20_text_and_sidecar(tmp_path: Path, read_all: Callable[..., Any]) -> 
         path.write_bytes(shard)
         (tmp_path / "0.txt.xz").write_bytes(other)
         reading = _answers(read_all, "oc20", path)
-        assert reading.total >= 6
+        assert reading is None or reading.total >= 6
+
+
+@pytest.mark.parametrize(
+    ("reader", "name"), [("extxyz", "0.extxyz.gz"), ("oc20", "0.extxyz.gz"), ("oc20", "0.txt.gz")]
+)
+def test_a_sum_that_does_not_fit_is_never_the_end_of_good_numbers(
+    reader: str, name: str, tmp_path: Path, read_all: Callable[..., Any]
+) -> None:
+    """One digit is another one; where is told by nothing but the sum at the end."""
+    texts = {"0.extxyz.gz": _XYZ, "0.txt.gz": _SIDECAR}
+    for file, text in texts.items():
+        (tmp_path / file).write_bytes(gzip.compress(text.encode()))
+    assert len(read_all(reader, tmp_path / "0.extxyz.gz").structures) == 6
+    wrong = gzip.compress(texts[name].replace("5", "6", 1).encode())[:-8]
+    (tmp_path / name).write_bytes(wrong + gzip.compress(texts[name].encode())[-8:])
+    with pytest.raises(CorruptDataError, match=rf"{name}.*CRC"):
+        read_all(reader, tmp_path / "0.extxyz.gz")
+
+
+@pytest.mark.parametrize("suffix", ["xz", "gz", "zip"])
+@pytest.mark.parametrize("content", [b"", b"\0", _XYZ.encode()], ids=["empty", "zero", "text"])
+def test_a_packed_file_that_begins_as_none_does_not_pass_for_text(
+    suffix: str, content: bytes, tmp_path: Path, read_all: Callable[..., Any]
+) -> None:
+    path = tmp_path / f"a.extxyz.{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(CorruptDataError, match=path.name):
+        read_all("extxyz", path)
+
+
+def test_a_zip_without_files_and_one_whose_directory_is_damaged(
+    tmp_path: Path, read_all: Callable[..., Any]
+) -> None:
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w"):
+        pass
+    with pytest.raises(CorruptDataError, match="without any file"):
+        read_all("extxyz", path)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a.xyz", _XYZ)
+    data = path.read_bytes()
+    for place in range(len(data)):
+        path.write_bytes(data[:place] + data[place + 1 :])
+        reading = _answers(read_all, "extxyz", path)
+        assert reading is None or reading.total >= 6
 
 
 @pytest.mark.data
