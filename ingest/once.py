@@ -18,8 +18,16 @@ def read_once(task: PartTask) -> PartDone:
         DataError: The file cannot be read and ``on_error`` is ``stop``.
         ResourceError: The disk of the output is full, or this process may not open more files.
     """
-    receipt = read_part(task.recipe.output, task.digest, task.planned.name, staged=True)
-    return run_part(task) if receipt is None else PartDone.of(receipt)
+    if (done := _read(task)) is not None:
+        return done
+    try:
+        return run_part(task)
+    except (GfmError, OSError):
+        # The worker that was given up may have lived on and finished: two that rename at once are in each
+        # other's way.
+        if (done := _read(task)) is not None:
+            return done
+        raise
 
 
 def settle_once(task: ShardTask) -> str:
@@ -38,6 +46,11 @@ def settle_once(task: ShardTask) -> str:
         if _is_settled(task):
             return task.name
         raise
+
+
+def _read(task: PartTask) -> PartDone | None:
+    receipt = read_part(task.recipe.output, task.digest, task.planned.name, staged=True)
+    return None if receipt is None else PartDone.of(receipt)
 
 
 def _is_settled(task: ShardTask) -> bool:

@@ -1,5 +1,6 @@
 """A task that is given out again after its worker was lost does not do its work, or undo it, a second time."""
 
+import errno
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,20 @@ def test_a_shard_that_another_worker_finishes_meanwhile_is_as_good(
     monkeypatch.setattr("ingest.once.settle_shard", overtake)
     build(recipe, client=client)
     assert len(overtaken) > 1
+    _is_whole(recipe)
+
+
+def test_a_part_that_another_worker_finishes_meanwhile_is_as_good(
+    recipe: Recipe, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_part: Callable[[Any], Any] = ingest.once.run_part
+
+    def overtake(task: Any) -> Any:
+        run_part(task)
+        raise OSError(errno.ENOTEMPTY, "Directory not empty")
+
+    monkeypatch.setattr("ingest.once.run_part", overtake)
+    build(recipe, client=client)
     _is_whole(recipe)
 
 
