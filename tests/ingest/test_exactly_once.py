@@ -194,7 +194,7 @@ class Run:
         while not condition():
             assert self.process.poll() is None, self.said
             assert time.monotonic() < deadline, self.said
-            time.sleep(0.005)
+            time.sleep(0.02)
 
     @contextlib.contextmanager
     def held(self, condition: Callable[[], object]) -> Iterator[None]:
@@ -355,6 +355,14 @@ def test_workers_jobs_and_nodes_die_in_every_stage_of_one_run(
 # ---------------------------------------------------------------- clients
 
 
+def _status(output: Path) -> dict[str, Any]:
+    """Return what ``gfm ingest status`` prints."""
+    words = [GFM, "ingest", "status", str(output), "--json"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=True)
+    status: dict[str, Any] = json.loads(done.stdout)
+    return status
+
+
 def _read_before(said: str) -> int:
     """Return how many parts a run says were read before it."""
     found = re.search(r"([\d,]+) of them read before", said)
@@ -383,14 +391,16 @@ def test_clients_are_killed_and_interrupted_in_every_stage_and_the_same_command_
         with Run(recipe, tmp_path) as run:
             with run.held(moment(run)):
                 kept, done = done, run.receipts
+                if number == signal.SIGTERM:
+                    assert _status(output)["stage"] in SCREENING
                 made = _written(output, done) if moment is _is_writing else {}
                 # A terminal sends Ctrl-C to the whole group; a batch system ends the client.
-                os.killpg(run.process.pid, number) if number == signal.SIGINT else run.process.send_signal(
-                    number
-                )
+                send = os.killpg if number == signal.SIGINT else os.kill
+                send(run.process.pid, number)
             said = run.ends_with(-number if number == signal.SIGKILL else 128 + number)
         assert {name: done.get(name) for name in kept} == kept
         assert _read_before(said) >= len(kept)
+        assert status_of(output)["state"] == "unfinished"
         if number != signal.SIGKILL:
             assert said.splitlines()[-1] == "gfm: interrupted; the same command goes on where it stopped"
             slurm.wait_for(lambda: not slurm.jobs(), "the jobs to be cancelled")
