@@ -93,7 +93,7 @@ def status(
     """Say how far an ingestion is: also from another terminal while it runs, and after a crash.
 
     Parts, structures and rejects by reason of each dataset; while it runs, also the stage it is at, since when,
-    and where the Dask dashboard is. It reads the output directory alone, so it works on any node that sees it.
+    and where the Dask dashboard is. It reads the output directory alone.
 
     Examples: gfm ingest status out/dataset; gfm ingest status out/dataset --watch
     """

@@ -34,7 +34,7 @@ STAGES = {
     "committing": "committing",
 }
 _OTHER_LINES = 8  # of a screen that are not for bars of datasets: header, total, stage, what was said before
-_OTHER_COLUMNS = 52  # of a line that are neither name nor bar
+_OTHER_COLUMNS = 48  # of a line that are neither name nor bar, as they mostly are
 
 
 def short(count: float) -> str:
@@ -123,7 +123,7 @@ class _Table(Progress):
     def make_tasks_table(self, tasks: Iterable[Task]) -> Table:
         """Return the table, with its head."""
         table = super().make_tasks_table(tasks)
-        table.show_header = True
+        table.show_header = table.row_count > 0
         return table
 
 
