@@ -95,12 +95,12 @@ class _Count:
         took, new = self.took(now), self.nbytes - self.before[1]
         return (self.bytes_total - self.nbytes) * took / new if took and new > 0 else None
 
-    def time(self, now: float) -> str:
-        """Say how long it takes or took."""
+    def time(self, now: float, most: float | None = None) -> str:
+        """Say how long it takes (at most as long as all, whose estimate is the better one) or took."""
         if self.finished:
             return duration(self.took(now)) if self.began is not None else "before"
         left = self.left(now)
-        return "" if left is None else f"{duration(left)} left"
+        return "" if left is None else f"{duration(min(left, left if most is None else most))} left"
 
 
 class _StageTime(ProgressColumn):
@@ -278,7 +278,7 @@ class Bars(Watcher):
             done=f"{count.done:,}/{count.total:,}",
             structures=short(count.structures),
             rate=short(rate) if rate else "",
-            time=count.time(now),
+            time=count.time(now, self.all.left(now)),
         )
 
     def _say(self, text: str) -> None:

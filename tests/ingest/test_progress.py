@@ -76,7 +76,7 @@ def rows(bars: Bars) -> list[str]:
 
 
 def row(bars: Bars, name: str) -> str:
-    return next(line for line in rows(bars) if line.startswith(name))
+    return next(line.rstrip() for line in rows(bars) if line.startswith(name))
 
 
 def test_rates_count_from_the_beginning_of_each_dataset_and_finished_ones_have_no_time_left(
@@ -92,6 +92,17 @@ def test_rates_count_from_the_beginning_of_each_dataset_and_finished_ones_have_n
     assert second.split()[-6:] == ["2/4", "100", "5", "20", "s", "left"]
     assert "total (1/2 datasets)" in total
     assert total.split()[-6:] == ["6/8", "300", "5", "20", "s", "left"]
+
+
+def test_a_dataset_that_waits_is_not_said_to_take_longer_than_all(clock: Clock) -> None:
+    plan, bars = plan_of(2, 10), on_terminal(160)
+    bars.planned(plan, [])
+    for planned in (plan.parts[10], *plan.parts[:9]):
+        clock.now += 10
+        bars.part_read(planned, done(planned))
+    assert row(bars, "set-00").endswith(" 10 s left")
+    assert row(bars, "set-01").endswith(" 1.7 min left")  # 900 s at its own pace until now
+    assert row(bars, "total").endswith(" 1.7 min left")
 
 
 def test_what_was_read_before_counts_as_done_and_not_for_the_rate(clock: Clock) -> None:
