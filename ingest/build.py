@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Watcher", "build"]
 
+_MOST_PARTS = 1000  # joined to one shard, by one task
+
 
 class Watcher:
     """Is told what happens during `build`; does nothing by itself."""
@@ -230,6 +232,7 @@ def _shards(plan: Plan, structures: NDArray[np.int64], nbytes: NDArray[np.int64]
             not shards
             or plan.parts[shards[-1][0]].source != planned.source
             or size + nbytes[index] > int(plan.recipe.shard_bytes)
+            or len(shards[-1]) == _MOST_PARTS
         ):
             shards.append([])
             size = 0

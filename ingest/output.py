@@ -19,7 +19,7 @@ from ingest.part import STAGED, TASKS, PartReceipt, receipt_path
 from ingest.plan import Plan, differences
 from ingest.recipe import Recipe
 from ingest.settle import SettledShard, settled_path
-from store.integrity import check_sizes, replacing, sweep
+from store.integrity import check_checksums, check_sizes, replacing, sweep
 from store.manifest import Manifest
 
 __all__ = [
@@ -47,7 +47,9 @@ _UNTIL_COMPLETE = ("staged", "tables", "sums", "duplicates", "receipts", "shards
 
 
 def read_part(output: Path, digest: str, name: str, *, staged: bool) -> PartReceipt | None:
-    """Return the receipt of a part that was read under this plan, if what it left is there with its sizes.
+    """Return the receipt of a part that was read under this plan, if what it left is there.
+
+    Of its table and sums the checksums are compared; those of its shard are where that is settled.
 
     Args:
         output: The dataset's directory.
@@ -59,7 +61,7 @@ def read_part(output: Path, digest: str, name: str, *, staged: bool) -> PartRece
     if receipt is None:
         return None
     try:
-        check_sizes(output, receipt.files)
+        check_checksums(output, receipt.files)
         if staged and receipt.shard is not None:
             check_sizes(output / STAGED, receipt.shard.files)
     except (MissingDataError, CorruptDataError):

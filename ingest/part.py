@@ -1,7 +1,8 @@
 """The first task of a part: read it, refuse what is not wanted, write what is left, hand back a few numbers.
 
 Everything large stays on the disk: a staged shard, the screening table, the sums, the rejects. The receipt is
-written last, atomically: with it the part is read, without it the next run does the part again.
+written last, atomically: with it the part is read, without it the next run does the part again. All of it is
+for the time being: it need not outlive a power cut, since its checksums are compared before a later run uses it.
 """
 
 import contextlib
@@ -186,7 +187,7 @@ def _run(task: PartTask) -> PartReceipt:
         ]
         shard = write_shard(
             output / STAGED, planned.name, batch, num_edges=kept.num_edges, split=split,
-            dataset_names=[source.name for source in recipe.sources], format=recipe.format,
+            dataset_names=[source.name for source in recipe.sources], format=recipe.format, durable=False,
         )  # fmt: skip
     write_rejects(output / "rejects" / f"{planned.name}.jsonl", rejects, task.dataset)
     receipt = PartReceipt(
@@ -207,7 +208,7 @@ def write_json(output: Path, path: Path, value: Any) -> FileReceipt:
     """Write a JSON value whole, and return its receipt, relative to the output."""
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(value).encode()
-    with replacing(path) as temporary:
+    with replacing(path, durable=False) as temporary:
         temporary.write_bytes(text)
     checksum = f"{google_crc32c.value(text):08x}"
     return FileReceipt(path=path.relative_to(output).as_posix(), bytes=len(text), crc32c=checksum)

@@ -10,7 +10,6 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gfm.data.ragged import RaggedBatch
+from gfm.errors import CorruptDataError
 from gfm.runtime.config import Config
 from ingest.duplicates import dropped_rows
 from ingest.normalise import Kept
@@ -138,7 +138,7 @@ def settle_shard(task: ShardTask) -> str:
     """Write one shard and its receipt; return its name.
 
     Raises:
-        CorruptDataError: A staged file is not what was written.
+        CorruptDataError: A staged file is not what was written; the next run reads its part again.
         ResourceError: The disk of the output is full.
     """
     with explained(task.recipe.output), at_work(task.recipe.output):
@@ -153,18 +153,17 @@ def _settle(task: ShardTask) -> None:
         table = Table.load(output, part_name(index))
         parts.append(_Screened(index, table, refusals(table, output, index, task.screen)))
     rejects = [reject for part in parts for reject in _rejects(task, part)]
-    sums = [
-        Sums.from_json(json.loads(sums_path(output, part.name).read_bytes()))
-        for part in parts
-        if not part.codes.any()
-    ]
+    sums: Sums | None = None
+    for part in parts:  # one in memory at a time: there may be many parts
+        if not part.codes.any():
+            sums = _merged(sums, Sums.from_json(json.loads(sums_path(output, part.name).read_bytes())))
     if len(parts) == 1 and not rejects:
         shard: ShardReceipt | None = _named_again(task)
     else:
         kept = [_kept(task, part) for part in parts]
         for part, structures in zip(parts, kept, strict=True):
             if part.codes.any() and len(structures.batch):
-                sums.append(sums_of(structures, part.table.rows["split"][part.kept]))
+                sums = _merged(sums, sums_of(structures, part.table.rows["split"][part.kept]))
         shard = _written(task, parts, kept)
     write_rejects(output / "rejects" / f"{task.name}.screened.jsonl", rejects, task.dataset)
     receipt = SettledShard(
@@ -174,7 +173,7 @@ def _settle(task: ShardTask) -> None:
         parts=[part.name for part in parts],
         dropped=dict(sorted(Counter(reject.reason for reject in rejects).items())),
         shard=shard,
-        sums=reduce(Sums.merge, sums).to_json() if sums else None,
+        sums=None if sums is None else sums.to_json(),
         residuals=_residuals(task, parts).to_json(),
         limits=task.screen.limits,
     )
@@ -186,10 +185,27 @@ def _settle(task: ShardTask) -> None:
             shutil.rmtree(staged)
 
 
+def _merged(one: Sums | None, other: Sums) -> Sums:
+    return other if one is None else one.merge(other)
+
+
 def _staged(task: ShardTask, name: str) -> ShardReceipt:
-    """Return the receipt of a staged shard."""
-    receipt = PartReceipt.model_validate_json(receipt_path(task.recipe.output, name).read_bytes())
+    """Return the receipt of a staged shard whose files are what was written.
+
+    Raises:
+        CorruptDataError: They are not; the next run reads the part again.
+    """
+    path = receipt_path(task.recipe.output, name)
+    receipt = PartReceipt.model_validate_json(path.read_bytes())
     assert receipt.shard is not None  # parts without structures are in no shard
+    try:
+        check_checksums(task.recipe.output / STAGED, receipt.shard.files)
+    except CorruptDataError as error:
+        path.unlink()
+        raise CorruptDataError(
+            f"{error.args[0].partition(';')[0]}; the machine may have lost power. Run the same command again: "
+            "this part is then read anew"
+        ) from error
     return receipt.shard
 
 
@@ -217,14 +233,9 @@ def _link(source: str | Path, target: str | Path) -> None:
 
 
 def _kept(task: ShardTask, part: _Screened) -> Kept:
-    """Read what is kept of a staged part, with what was measured of it.
-
-    Raises:
-        CorruptDataError: A staged file is not what was written.
-    """
+    """Read what is kept of a staged part, with what was measured of it."""
     staged, format = task.recipe.output / STAGED, task.recipe.format
     receipt = _staged(task, part.name)
-    check_checksums(staged, receipt.files)
     path = shard_directory(staged, part.name, format)
     shard = Shard(FORMATS.get(format).open(path, receipt.columns), receipt, str(path))
     batch = shard.read(0, len(shard)) if len(part.kept) == len(shard) else shard.take(part.kept)

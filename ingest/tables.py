@@ -105,13 +105,13 @@ def write_table(output: Path, name: str, kept: Kept, split: NDArray[np.uint8]) -
     folder.mkdir(parents=True, exist_ok=True)
     table, digests = folder / f"{name}.npz", folder / f"{name}.digests.npy"
     packed = zlib.compress("\n".join(source.replace("\n", " ") for source in kept.sources).encode(), 1)
-    with replacing(table) as temporary, temporary.open("wb") as file:
+    with replacing(table, durable=False) as temporary, temporary.open("wb") as file:
         np.savez(
             file, rows=rows, num_formulas=len(formulas), formula=formula.astype(np.uint32),
             element=element.astype(np.uint8), count=formulas[formula, element],
             sources=np.frombuffer(packed, dtype=np.uint8),
         )  # fmt: skip
-    with replacing(digests) as temporary, temporary.open("wb") as file:
+    with replacing(digests, durable=False) as temporary, temporary.open("wb") as file:
         np.save(file, digests_of(batch))
     return receipts_of(output, table, digests)
 

@@ -111,18 +111,24 @@ def check_checksums(root: Path, files: Iterable[FileReceipt]) -> None:
 
 
 @contextmanager
-def replacing(target: Path) -> Iterator[Path]:
+def replacing(target: Path, *, durable: bool = True) -> Iterator[Path]:
     """Yield a temporary path beside ``target``; when the block ends well, make it durable and rename it.
 
     The block makes a file or a directory at the path. A reader sees the old state or the new, never a part; a
     failing block leaves nothing, a killed one a name ending in ``.tmp`` that `sweep` removes.
+
+    Args:
+        target: What is replaced.
+        durable: Whether it outlives a power cut; without, its content must be checked before it is used.
     """
     temporary = target.with_name(f"{target.name}.{uuid.uuid4().hex[:12]}{_TEMPORARY}")
     try:
         yield temporary
-        _sync(temporary)
+        if durable:
+            _sync(temporary)
         _rename(temporary, target)
-        _sync_one(target.parent)
+        if durable:
+            _sync_one(target.parent)
     finally:
         _remove(temporary)
 

@@ -42,6 +42,7 @@ def write_shard(
     split: NDArray[np.integer],
     dataset_names: Sequence[str],
     format: str,
+    durable: bool = True,
 ) -> ShardReceipt:
     """Write one whole shard; a shard of the same name is replaced.
 
@@ -53,6 +54,7 @@ def write_shard(
         split: Index of each structure's split in `SPLITS` (G,).
         dataset_names: What the field ``dataset`` is an index into.
         format: ``adios`` or ``zarr``.
+        durable: Whether it must outlive a power cut; a shard for the time being need not.
 
     Returns:
         The receipt `commit_dataset` asks for; small, and goes through JSON.
@@ -68,9 +70,9 @@ def write_shard(
     columns = columns_of(batch)
     (directory / SHARDS).mkdir(parents=True, exist_ok=True)
     sizes_path, shard_path = sizes_file(directory, name), shard_directory(directory, name, format)
-    with replacing(sizes_path) as temporary, temporary.open("wb") as file:
+    with replacing(sizes_path, durable=durable) as temporary, temporary.open("wb") as file:
         np.save(file, sizes)
-    with replacing(shard_path) as temporary:
+    with replacing(shard_path, durable=durable) as temporary:
         offsets = backend.write(temporary, columns)
         # Receipts are of what was just written, not of what later lies under the final name.
         files = receipts_of(temporary, temporary)
