@@ -155,10 +155,27 @@ def _sqlite_damage(connection: sqlite3.Connection) -> str:
     """
     try:
         found = [str(text) for (text,) in connection.execute("PRAGMA quick_check('systems')")]
+        by_index, in_table = (
+            connection.execute(f"SELECT count(*) FROM systems {how}").fetchone()[0]
+            for how in ("", "NOT INDEXED")
+        )
     except sqlite3.DatabaseError:
-        return ""
+        return _sqlite_unfound(connection)
+    if by_index != in_table:
+        return f"{by_index} rows by its index, {in_table} in its table"
     lines = (line for text in found for line in text.splitlines() if _STRUCTURE.search(line))
     return next((line[:200] for line in lines if "error code" not in line and not line.startswith("***")), "")
+
+
+def _sqlite_unfound(connection: sqlite3.Connection) -> str:
+    """Return what is wrong where not all pages can be used: a row that is there, not found by its id."""
+    try:
+        for (row_id,) in connection.execute("SELECT id FROM systems NOT INDEXED"):
+            if not connection.execute("SELECT 1 FROM systems WHERE id=?", (row_id,)).fetchone():
+                return f"row {row_id} is not found by its id"
+    except sqlite3.DatabaseError:
+        return ""  # so will the queries for the rows, and there it is counted
+    return ""
 
 
 def _sqlite_rows(file: Path, start: int, stop: int) -> Iterator[Found]:

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 __all__ = ["HARD", "Child", "Hdf5Arrays", "Stored"]
 
 HARD = 0  # the type of a link that is an object's own place in the tree
+# A chunk that was never written costs no bytes and is read as any number of zeros. No compression makes so many
+# bytes of one that is stored (deflate: 1032); a small array may hold what it likes.
+_MOST_PER_BYTE = 5000
+_SMALL = 1 << 24
 _WINDOW = 1 << 15  # bytes read ahead: the arrays of one group lie side by side
 
 
@@ -167,7 +171,13 @@ class Hdf5Arrays:
             raise Refused("bad-shape", f"{name} is no array")
         try:
             # Where there is no shape (a null dataspace) there are no numbers.
-            return Stored((0,) if found.shape is None else found.shape, found.dtype, dataset=found)
+            stored = Stored((0,) if found.shape is None else found.shape, found.dtype, dataset=found)
+            size = math.prod(stored.shape) * stored.dtype.itemsize
+            if size > max(_SMALL, _MOST_PER_BYTE * found.get_storage_size()):
+                raise Refused("bad-shape", f"{name} {stored.shape}, of which hardly anything is in the file")
+            return stored
+        except Refused:
+            raise
         except HDF5_ERRORS as error:
             raise Refused("unreadable", f"{name}: {error}") from error
 
@@ -196,10 +206,10 @@ class Hdf5Arrays:
             return np.frombuffer(window[begin : begin + size], dtype).reshape(shape)
         from h5py import h5s
 
-        array: NDArray[Any] = np.empty(shape, dtype=dtype)
-        if not size:
-            return array
         try:
+            array: NDArray[Any] = np.empty(shape, dtype=dtype)
+            if not size:
+                return array
             here = h5s.ALL
             if stop is not None:
                 here = dataset.get_space()

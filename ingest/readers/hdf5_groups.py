@@ -163,6 +163,8 @@ class GroupReader(Reader):
         shape = stored.shape if stored else ()
         if len(shape) == 2:
             shape = (1, *shape)
+        if not math.prod(shape) and shape and shape[0] > BLOCK_STRUCTURES:
+            shape = ()  # conformers without atoms cost no bytes, and yet would be refused one by one
         return _Found(path, shape[0] if shape else 0, 24 * math.prod(shape[1:2]) + 8)
 
     def _gather(self, file: Path, stretches: list[tuple[str, int, int, int]], part_bytes: int) -> list[Part]:

@@ -232,7 +232,7 @@ def finite(name: str, values: Any, dtype: type[np.floating[Any]]) -> NDArray[Any
     if isinstance(values, np.ndarray) and values.dtype.kind == "c":
         raise Refused(f"bad-{name}", f"dtype {values.dtype}")
     try:
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):  # a signalling NaN is one, too
             array = np.asarray(np.asarray(values, dtype=np.float64), dtype=dtype)
     except (TypeError, ValueError, OverflowError) as error:
         raise Refused(f"bad-{name}", error) from None
