@@ -379,7 +379,7 @@ def test_clients_are_killed_and_interrupted_in_every_stage_and_the_same_command_
     slurm: Any, raw: Raw, undisturbed: dict[str, Any], cluster: dict[str, Any], tmp_path: Path
 ) -> None:
     output, done = tmp_path / "out", dict[str, int]()
-    recipe = _recipe(raw, output, cluster={**cluster, "workers": 2}, format="zarr")
+    recipe = _recipe(raw, output, cluster={**cluster, "workers": 2, "processes_per_job": 2}, format="zarr")
     blows: list[tuple[signal.Signals, Callable[[Run], Callable[[], bool]]]] = [
         (signal.SIGKILL, lambda run: _is_reading(run, 6)),
         (signal.SIGINT, lambda run: _is_reading(run, 20)),
@@ -449,7 +449,7 @@ def test_a_disk_fills_while_reading_and_while_writing(
     slurm: Any, raw: Raw, undisturbed: dict[str, Any], cluster: dict[str, Any], tmp_path: Path, disk: Disk
 ) -> None:
     output, plenty = disk.folder / "out", 1 << 30
-    recipe = _recipe(raw, output, cluster={**cluster, "workers": 2})
+    recipe = _recipe(raw, output, cluster={**cluster, "workers": 2, "processes_per_job": 2})
 
     def fills() -> Run:
         with Run(recipe, tmp_path) as run:
