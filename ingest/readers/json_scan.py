@@ -99,7 +99,7 @@ def skip_value(text: Text, at: int) -> int:
         if byte == OBJECT or byte == ARRAY:  # noqa: SIM109
             if depth == _DEPTH:
                 return -1
-            at, more = start(text, at, byte)
+            at, more = start(text, at, OBJECT if byte == OBJECT else ARRAY)
             if more:
                 depth += 1
                 kinds = kinds << 1 | (1 if byte == OBJECT else 0)

@@ -58,7 +58,7 @@ class MaterialScanner:
         self._places = np.empty((frames, 4), dtype=np.int64)
         self._labels = np.empty((frames, 19))
         self._numbers = np.empty(sites, dtype=np.uint8)
-        self._vectors = np.empty((2, sites, 3))
+        self._positions, self._forces = np.empty((sites, 3)), np.empty((sites, 3))
 
     def structures(self, material: str, text: bytes) -> Iterator[tuple[str, Structure]] | None:
         """Return the id and structure of each frame in a material's text; None where it is not plain."""
@@ -67,8 +67,9 @@ class MaterialScanner:
         self._text[: len(text)] = np.frombuffer(text, dtype=np.uint8)
         self._text[len(text)] = 0
         count = _scan_frames(
-            self._text[: len(text) + 1], self._label, self._places, self._labels, self._numbers, self._vectors
-        )
+            self._text[: len(text) + 1], self._label,
+            self._places, self._labels, self._numbers, self._positions, self._forces,
+        )  # fmt: skip
         ids = [text[begin:stop].decode("ascii") for begin, stop in self._places[: max(count, 0), :2].tolist()]
         return self._frames(material, ids) if len(set(ids)) == count else None
 
@@ -79,7 +80,7 @@ class MaterialScanner:
         stresses = labels[:, 10:].reshape(-1, 3, 3) * -KBAR
         stops, has = self._places[: len(ids), 2].tolist(), self._places[: len(ids), 3].tolist()
         numbers = self._numbers[: max(stops, default=0)].copy()
-        positions, forces = self._vectors[:, : len(numbers)].copy()
+        positions, forces = self._positions[: len(numbers)].copy(), self._forces[: len(numbers)].copy()
         group, begin = hash_id(f"mp:{material}"), 0
         for row, (name, stop) in enumerate(zip(ids, stops, strict=True)):
             yield (
@@ -127,7 +128,8 @@ def _scan_frames(
     places: NDArray[np.int64],
     labels: NDArray[np.float64],
     numbers: NDArray[np.uint8],
-    vectors: NDArray[np.float64],
+    positions: NDArray[np.float64],
+    forces: NDArray[np.float64],
 ) -> int:
     """Read the object that holds a material's frames.
 
@@ -137,7 +139,8 @@ def _scan_frames(
         places: Out: begin and end of a frame's id in the text, row behind its atoms, bits it has (F, 4).
         labels: Out: its energy, lattice vectors and stress (F, 19); what it has not is undefined.
         numbers: Out: atomic numbers (N,).
-        vectors: Out: Cartesian positions, and forces (2, N, 3).
+        positions: Out: Cartesian positions (N, 3).
+        forces: Out: forces (N, 3); those of a frame that has none are undefined.
 
     Returns:
         Number of frames; -1 where the material is not plain, or there is no room for it.
@@ -150,7 +153,9 @@ def _scan_frames(
         places[frame, 0] = at + 1
         stop, at = read_key(text, at)
         places[frame, 1] = stop - 1
-        at, num_atoms, has = _frame(text, at, label, labels[frame], numbers[row:], vectors[:, row:])
+        at, num_atoms, has = _frame(
+            text, at, label, labels[frame], numbers[row:], positions[row:], forces[row:]
+        )
         row += num_atoms
         places[frame, 2], places[frame, 3] = row, has
         frame += 1
@@ -180,7 +185,8 @@ def _frame(
     label: int,
     labels: NDArray[np.float64],
     numbers: NDArray[np.uint8],
-    vectors: NDArray[np.float64],
+    positions: NDArray[np.float64],
+    forces: NDArray[np.float64],
 ) -> tuple[int, int, int]:
     """Read one frame: the place behind it, its number of atoms, and bits of what it has."""
     seen, has, num_atoms, num_forces, rows = 0, 0, 0, 0, 3
@@ -191,11 +197,11 @@ def _frame(
         if not has & key:
             at = skip_value(text, at)
         elif key == _STRUCTURE:
-            at, num_atoms = _structure(text, at, labels[1:10].reshape(3, 3), numbers, vectors[0])
+            at, num_atoms = _structure(text, at, labels[1:10].reshape(3, 3), numbers, positions)
         elif key == label:
             at, labels[0] = read_number(text, at)
         elif key == _FORCE:
-            at, num_forces = read_vectors(text, at, vectors[1])
+            at, num_forces = read_vectors(text, at, forces)
         elif key == _STRESS:
             at, rows = read_vectors(text, at, labels[10:].reshape(3, 3))
         else:

@@ -15,7 +15,7 @@ import orjson
 
 from gfm.errors import CorruptDataError
 from ingest.readers.records import Refused
-from ingest.readers.text import STREAM_ERRORS
+from ingest.readers.text import STREAM_ERRORS, damaged
 
 __all__ = ["ID_BYTES", "MATERIAL", "Material", "frames_of", "materials"]
 
@@ -24,7 +24,7 @@ _FRAME = re.compile(r'\s*,?\s*"([^"\\]{1,100})"\s*:\s*(?=\{)')
 _NEXT_FRAME = re.compile(r'"((?:mp|mvc)-\d+(?:-\d+)+)"\s*:\s*\{\s*"')
 _CHUNK = 1 << 20  # what is read at least; it stays in a processor's cache
 ID_BYTES = 128  # a material id and its colon are shorter
-_MAX_MATERIAL = 1 << 30
+_MAX_MATERIAL = 1 << 28
 
 
 @dataclass
@@ -56,7 +56,8 @@ def materials(stream: BufferedIOBase, start: int, stop: int | None) -> Iterator[
     """Yield the materials whose id begins in a range of bytes; the stream stands at its start.
 
     Raises:
-        CorruptDataError: A material has no end within a size that none has.
+        CorruptDataError: A material has no end within a size that none has. Or it is packed
+            and damaged, so that what was read before may be wrong.
     """
     buffer, base = b"", start  # base: byte of the file at which the buffer begins
     name, offset, value = "", 0, -1  # the material being gathered: its id, where it is, where its text begins
@@ -76,9 +77,10 @@ def materials(stream: BufferedIOBase, start: int, stop: int | None) -> Iterator[
                 # As much as there is already, or a large material would be copied once per chunk.
                 # read would lose what it gathered before an error.
                 chunk = stream.read1(max(_CHUNK, len(buffer)))
+            except EOFError as error:
+                chunk, broken = b"", ("truncated-file", f"{type(error).__name__}: {error}")
             except STREAM_ERRORS as error:
-                reason = "truncated-file" if isinstance(error, EOFError) else "corrupt-file"
-                chunk, broken = b"", (reason, f"{type(error).__name__}: {error}")
+                raise damaged(error) from error
             if not chunk:
                 break
             buffer += chunk
