@@ -21,7 +21,7 @@ from ingest.readers.records import Refused
 
 __all__ = ["SQLITE_COLUMNS", "Row", "inflate", "parse_json", "row_from_sqlite"]
 
-_LARGEST = 1 << 30  # bytes of one record, unpacked: a zlib stream may stand for a thousand times its size
+_LARGEST = 1 << 28  # bytes of one record, unpacked: a zlib stream may stand for a thousand times its size
 _DTYPES = {
     name: np.dtype(name).newbyteorder("<")
     for name in ("float64", "float32", "int64", "int32", "int16", "int8", "uint8", "uint16", "uint32", "bool")

@@ -93,7 +93,8 @@ def _write(archive: Path, stream: BinaryIO, head: bytes, output: BinaryIO) -> No
     taken = ""
     with tarfile.open(fileobj=stream, mode="r|", errorlevel=2) as tar:
         for member in tar:
-            content = tar.extractfile(member) if member.isreg() else None
+            # Holes cost no bytes in an archive; unpacked they could fill any disk.
+            content = tar.extractfile(member) if member.isreg() and not member.issparse() else None
             if content is None or (begin := content.read(len(_HDF5))) != _HDF5:
                 continue
             if taken:
