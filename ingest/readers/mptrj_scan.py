@@ -31,7 +31,7 @@ from ingest.readers.json_scan import (
     skip_value,
     start,
     word,
-)  # fmt: skip
+)
 from ingest.readers.records import ATOMIC_NUMBERS, PERIODIC
 
 __all__ = ["MaterialScanner"]
@@ -40,7 +40,7 @@ _KEYS = ("xyz", "species", "element", "occu", "structure", "lattice", "matrix", 
          "corrected_total_energy", "uncorrected_total_energy")  # fmt: skip
 _BITS = [1 << k for k in range(len(_KEYS))]
 _XYZ, _SPECIES, _ELEMENT, _OCCU, _STRUCTURE, _LATTICE, _MATRIX, _SITES, _FORCE, _STRESS = _BITS[:10]
-_FRAME_BYTES, _SITE_BYTES = 160, 50  # no frame, and no site, is written with less
+_FRAME_BYTES, _SITE_BYTES = 120, 50  # no frame, and no site, is written with less
 
 
 class MaterialScanner:
@@ -61,7 +61,10 @@ class MaterialScanner:
         self._positions, self._forces = np.empty((sites, 3)), np.empty((sites, 3))
 
     def structures(self, material: str, text: bytes) -> Iterator[tuple[str, Structure]] | None:
-        """Return the id and structure of each frame in a material's text; None where it is not plain."""
+        """Return the id and structure of each frame in a material's text; None where it is not plain.
+
+        They must be taken before the next text is scanned; what they hold stays as it is then.
+        """
         if len(text) >= len(self._text):
             self._make_room(len(text) + len(text) // 4)
         self._text[: len(text)] = np.frombuffer(text, dtype=np.uint8)
@@ -74,7 +77,7 @@ class MaterialScanner:
         return self._frames(material, ids) if len(set(ids)) == count else None
 
     def _frames(self, material: str, ids: list[str]) -> Iterator[tuple[str, Structure]]:
-        """Yield the frames that were read last; what they hold stays as it is when others are read."""
+        """Yield the frames that were scanned last."""
         labels = self._labels[: len(ids)].copy()
         energies, cells = labels[:, 0].tolist(), labels[:, 1:10].reshape(-1, 3, 3)
         stresses = labels[:, 10:].reshape(-1, 3, 3) * -KBAR
@@ -137,7 +140,7 @@ def _scan_frames(
         text: Its bytes, and a byte 0 (T,).
         label: Bit of the energy that is read.
         places: Out: begin and end of a frame's id in the text, row behind its atoms, bits it has (F, 4).
-        labels: Out: its energy, lattice vectors and stress (F, 19); what it has not is undefined.
+        labels: Out: its energy, lattice vectors and stress (F, 19); zeros where it has none.
         numbers: Out: atomic numbers (N,).
         positions: Out: Cartesian positions (N, 3).
         forces: Out: forces (N, 3); those of a frame that has none are undefined.
@@ -190,6 +193,7 @@ def _frame(
 ) -> tuple[int, int, int]:
     """Read one frame: the place behind it, its number of atoms, and bits of what it has."""
     seen, has, num_atoms, num_forces, rows = 0, 0, 0, 0, 3
+    labels[:] = 0.0
     at, more = start(text, at, OBJECT)
     while more:
         key, seen, at = _key(text, at, seen)

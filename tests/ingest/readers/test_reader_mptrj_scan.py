@@ -269,6 +269,16 @@ def test_arrays_grow_and_are_not_shared_by_materials() -> None:
             assert structure.forces.tolist() == frame["force"]
 
 
+def test_there_is_room_for_the_shortest_frames() -> None:
+    site = '{"species":[{"element":"O","occu":1}],"xyz":[0,0,0]}'
+    lattice = '{"matrix":[[9,0,0],[0,9,0],[0,0,9]]}'
+    structure = f'{{"lattice":{lattice},"sites":[{",".join([site] * 3)}]}}'
+    frames = ",".join(f'"{step}":{{"structure":{structure}}}' for step in range(4000))
+    assert len(dict(MaterialScanner(LABEL).structures("mp-1", f"{{{frames}}}".encode()) or ())) == 4000
+    frames = frames.replace(",".join([site] * 3), site)
+    assert len(dict(MaterialScanner(LABEL).structures("mp-1", f"{{{frames}}}".encode()) or ())) == 4000
+
+
 @pytest.mark.data
 @pytest.mark.parametrize(
     "file",
