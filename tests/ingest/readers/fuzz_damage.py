@@ -153,7 +153,7 @@ class Bench:
         assert not good["rejects"] + good["errors"], good
         assert "escaped" not in good, good["escaped"]
         self.good = {key: (group, digest) for key, group, digest, _ in good["structures"]}
-        self.spans = {
+        self.spans: dict[str, list[tuple[int, int]]] = {
             key: next((place for end, place in family.spans.items() if source.endswith(end)), [])
             for key, _, _, source in good["structures"]
         }

@@ -340,7 +340,8 @@ _LAYOUTS = {
 def _hdf5_families(folder: Path) -> dict[str, Family]:
     found = {}
     for layout, (root, keys) in _LAYOUTS.items():
-        rng, spans = _rng(), {}
+        rng = _rng()
+        spans: Spans = {}
         path = folder / "made.h5"
         with h5py.File(path, "w") as h5:
             for index, formula in enumerate(("C2H2", "CH4", "H2O1", "N2")):
@@ -368,7 +369,8 @@ def _hdf5_families(folder: Path) -> dict[str, Family]:
 
 
 def _qm7x_families(folder: Path) -> dict[str, Family]:
-    rng, spans, path = _rng(), {}, folder / "made.h5"
+    rng, path = _rng(), folder / "made.h5"
+    spans: Spans = {}
     with h5py.File(path, "w") as h5:
         for molecule in range(3):
             for frame in range(3):
