@@ -264,5 +264,12 @@ def _reason(job: Any) -> str:
     last = ""
     if job.log_directory is not None:
         for path in sorted(Path(job.log_directory).glob(f"*{job.job_id}*")):
-            last = last or " | ".join(path.read_text(errors="replace").split("\n")[-6:]).strip(" |")
+            last = last or " | ".join(_told(path.read_text(errors="replace"))[-3:])
     return f"job {job.job_id} ended before its worker came" + (f"; its last lines: {last}" if last else "")
+
+
+def _told(output: str) -> list[str]:
+    """Return the lines that say something: of a Python traceback its last."""
+    lines = [line for line in output.splitlines() if line.strip()]
+    # The frames of a traceback are indented.
+    return [line for line in lines if not line[0].isspace() and not line.startswith("Traceback ")]
