@@ -130,8 +130,9 @@ def build(recipe: Recipe, *, client: "Client | None" = None, watcher: Watcher | 
                 for dataset, parts in zip(datasets, missing, strict=True)
             ]
             _settle_all(client, tasks, stage)
-        tell("committing")
+        advance = stage("committing", 1)
         manifest = commit(plan, [part_name(parts[0]) for parts in shards], started)
+        advance()
         for folder in scratch_folders(recipe):
             if folder.exists():
                 shutil.rmtree(folder)

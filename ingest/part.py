@@ -2,7 +2,7 @@
 
 Everything large stays on the disk: a staged shard, the screening table, the sums, the rejects. The receipt is
 written last, atomically: with it the part is read, without it the next run does the part again. All of it is
-for the time being: it need not outlive a power cut, since its checksums are compared before a later run uses it.
+for the time being: it need not outlive a power cut, since a later run compares checksums before it uses it.
 """
 
 import contextlib

@@ -290,7 +290,7 @@ def test_a_real_terminal_shows_whole_lines(
     text = "\n".join(line.rstrip() for line in screen.lines)
     assert screen.wrapped == 0, text
     assert re.search(r"structures +per s +time", text)
-    assert re.search(r"writing shards .*100%", text)
+    assert re.search(r"committing .*100%", text)
     assert " left" not in text
     assert len(re.findall(r"(?m)^set-\d+ .*100%", text)) == datasets
     assert bool(re.search(rf"total \({datasets}/{datasets} .*100%", text)) == (datasets > 1)
