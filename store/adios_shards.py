@@ -7,6 +7,9 @@ where. What has no noted place is read through ADIOS.
 Source: Godoy et al. 2020, SoftwareX 12, 100561, doi:10.1016/j.softx.2020.100561.
 """
 
+import contextlib
+import os
+import re
 import sys
 import threading
 import weakref
@@ -45,14 +48,21 @@ class AdiosShards:
             # Without statistics a file depends on the columns' values only where it holds them.
             io.set_parameters({"StatsLevel": "0", "NumAggregators": "1"})
             engine = io.open(str(path), adios2.bindings.Mode.Write)
-            engine.begin_step()
-            for name, column in columns.items():
-                if column.size:
-                    shape = list(column.shape)
-                    variable = io.define_variable(name, column, shape, [0] * column.ndim, shape, True)
-                    engine.put(variable, column, adios2.bindings.Mode.Deferred)
-            engine.end_step()
-            engine.close()
+            try:
+                engine.begin_step()
+                for name, column in columns.items():
+                    if column.size:
+                        shape = list(column.shape)
+                        variable = io.define_variable(name, column, shape, [0] * column.ndim, shape, True)
+                        engine.put(variable, column, adios2.bindings.Mode.Deferred)
+                engine.end_step()
+                engine.close()
+            except RuntimeError as error:
+                _give_up(path, engine)
+                # ADIOS2 names the system's error in its text only.
+                if (number := re.search(r"errno = (\d+)", str(error))) is not None:
+                    raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+                raise
         # It holds the times of this run, and nothing reads it.
         (path / "profiling.json").unlink(missing_ok=True)
         return _find_columns(path / "data.0", columns)
@@ -131,6 +141,14 @@ class _AdiosColumns:
             variable = self._io.inquire_variable(name)
             variable.set_selection([[start] + [0] * (column.ndim - 1), list(column.shape)])
             self._engine.get(variable, column, self._sync)
+
+
+def _give_up(path: Path, engine: Any) -> None:
+    """Close a file that could not be written: an engine destroyed open ends the process on a full disk."""
+    with contextlib.suppress(FileNotFoundError):
+        os.truncate(path / "data.0", 0)  # room for what closing writes
+    with contextlib.suppress(RuntimeError):
+        engine.close()
 
 
 def _close(engine: Any, *_: Any) -> None:

@@ -1,7 +1,10 @@
 """What every format of shards must do; one suite for all of them."""
 
+import errno
 import os
 import pickle
+import subprocess
+import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -216,3 +219,31 @@ def test_a_backend_that_lacks_a_column_says_so(tmp_path, format, make_dataset, s
     path = next((tmp_path / "shards").glob("000000.[bz]*"))
     with pytest.raises(CorruptDataError, match="no column spin"):
         FORMATS.get(format).open(path, places, mapped=False)
+
+
+_LIMITED = """
+import resource, signal, sys
+from pathlib import Path
+import numpy as np
+from store.integrity import replacing
+from store.shards import FORMATS
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+try:
+    with replacing(Path(sys.argv[2])) as temporary:
+        FORMATS.get(sys.argv[1]).write(temporary, {"positions": np.random.rand(500_000, 3)})
+except OSError as error:
+    print("errno", error.errno)
+"""
+
+
+@pytest.mark.parametrize("format", ["adios", "zarr"])
+def test_a_refusal_of_the_system_in_the_middle_of_a_file_is_an_error_with_its_number(
+    format: str, tmp_path: Path
+) -> None:
+    words = [sys.executable, "-c", _LIMITED, format, str(tmp_path / "shard")]
+    process = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr
+    assert process.stdout == f"errno {errno.EFBIG}\n"
+    assert list(tmp_path.iterdir()) == []
