@@ -43,7 +43,7 @@ from store.manifest import MANIFEST, Manifest
 if TYPE_CHECKING:
     from distributed import Client
 
-__all__ = ["Watcher", "build"]
+__all__ = ["Watcher", "build", "cluster_of"]
 
 _MOST_PARTS = 1000  # joined to one shard, by one task
 
@@ -102,7 +102,7 @@ def build(recipe: Recipe, *, client: "Client | None" = None, watcher: Watcher | 
     plan = None if packed else _checked_plan(recipe)
     with explained(output), alone(output), contextlib.ExitStack() as stack:
         sweep_all(output)
-        client = client or stack.enter_context(open_client(_cluster(recipe), watcher.waiting))
+        client = client or stack.enter_context(open_client(cluster_of(recipe), watcher.waiting))
         dashboard = str(client.dashboard_link) if recipe.cluster.dashboard else None
         tell = stack.enter_context(announced(output, dashboard))
         watcher.started(dashboard)
@@ -140,7 +140,7 @@ def build(recipe: Recipe, *, client: "Client | None" = None, watcher: Watcher | 
         return manifest
 
 
-def _cluster(recipe: Recipe) -> ClusterConfig:
+def cluster_of(recipe: Recipe) -> ClusterConfig:
     """Return where to compute; what batch jobs print goes into the output where nothing else is said."""
     cluster = recipe.cluster
     if cluster.kind == "local" or cluster.log_directory is not None:

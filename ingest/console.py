@@ -1,10 +1,11 @@
 """What ``gfm ingest`` shows: progress and warnings on stderr, the result on stdout."""
 
+import contextlib
 import json
 import logging
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -16,7 +17,7 @@ from rich.text import Text
 
 from gfm.runtime.cluster import batch_script
 from gfm.runtime.quantities import byte_count, duration
-from ingest.build import build
+from ingest.build import build, cluster_of
 from ingest.plan import Plan, make_plan, packed_files
 from ingest.progress import STAGES, Bars, counted
 from ingest.recipe import Recipe
@@ -42,19 +43,28 @@ class _ToConsole(logging.Handler):
         self.console.print(f"warning: {record.getMessage()}", markup=False, highlight=False, soft_wrap=True)
 
 
+@contextlib.contextmanager
+def _logged(handler: logging.Handler) -> Iterator[None]:
+    """Let a handler alone have the log of ingestion and of what keeps workers of batch systems in number."""
+    logs = [logging.getLogger(name) for name in ("ingest", "gfm.runtime.keeper")]
+    for log in logs:
+        log.addHandler(handler)
+        log.propagate = False
+    try:
+        yield
+    finally:
+        for log in logs:
+            log.removeHandler(handler)
+            log.propagate = True
+
+
 def run(recipe: Recipe, as_json: bool) -> None:
     """Build a dataset and show what came out."""
     console = Console(stderr=True)
     watcher = Bars(console)
-    log, handler = logging.getLogger("ingest"), _ToConsole(console)
-    log.addHandler(handler)
-    log.propagate = False
-    try:
-        with watcher.progress:
-            manifest = build(recipe, watcher=watcher)
-    finally:
-        log.removeHandler(handler)
-        log.propagate = True
+    handler = _ToConsole(console)
+    with watcher.progress, _logged(handler):
+        manifest = build(recipe, watcher=watcher)
     if manifest.rejects:
         by_reason = ", ".join(f"{reason} {count:,}" for reason, count in sorted(manifest.rejects.items()))
         total = sum(manifest.rejects.values())
@@ -108,7 +118,7 @@ def _show_result(recipe: Recipe, manifest: Manifest, watcher: Bars) -> None:
 
 def show_plan(recipe: Recipe, as_json: bool) -> None:
     """Say what a recipe would read, without reading it, and the script of a worker's batch job."""
-    script = batch_script(recipe.cluster)
+    script = batch_script(cluster_of(recipe))
     packed = packed_files(recipe)
     if packed:
         # What is packed is known only once it is unpacked; the other sources are planned.

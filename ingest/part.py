@@ -228,11 +228,11 @@ def _read(task: PartTask) -> tuple[Kept, list[Reject]]:
     except (GfmError, MemoryError) as error:
         if not isinstance(error, DataError):
             raise
-        rejects.append(_unreadable(task, error))
+        rejects.append(_unreadable(task, error, _left_out(accepted)))
     except Exception as error:
         known = from_system(error) if isinstance(error, OSError) else None
         if isinstance(known, DataError):
-            rejects.append(_unreadable(task, known))
+            rejects.append(_unreadable(task, known, _left_out(accepted)))
         elif known is not None:
             raise known from error
         else:
@@ -245,8 +245,15 @@ def _read(task: PartTask) -> tuple[Kept, list[Reject]]:
     return Kept.concatenate(accepted), rejects
 
 
-def _unreadable(task: PartTask, error: DataError) -> Reject:
-    """Return the reject that stands for what could not be read.
+def _left_out(accepted: list[Kept]) -> int:
+    """Leave out what was read of a part before it proved to be damaged (checksums come last); say how many."""
+    structures = sum(len(kept.batch) for kept in accepted)
+    accepted.clear()
+    return structures
+
+
+def _unreadable(task: PartTask, error: DataError, left_out: int) -> Reject:
+    """Return the reject that stands for what could not be read, and for what was left out with it.
 
     Raises:
         DataError: The recipe wants to stop instead.
@@ -258,7 +265,8 @@ def _unreadable(task: PartTask, error: DataError) -> Reject:
             f"{text}. Mend or replace the file and run the same command again: finished parts are kept; or "
             "set on_error: reject to count what cannot be read"
         ) from error
-    return Reject(part.path, "unreadable-file", str(error))
+    also = f"; {left_out} structures that were read of {part.label} before are left out" if left_out else ""
+    return Reject(part.path, "unreadable-file", f"{error}{also}")
 
 
 def _by_reason(rejects: Iterable[Reject]) -> dict[str, int]:

@@ -5,6 +5,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from gfm.data.references import compositions
 from gfm.data.splits import split_of
 from gfm.data.structure import Structure
 from gfm.data.units import HARTREE
-from gfm.errors import ConfigError, DataError, MissingDataError, ResourceError
+from gfm.errors import ConfigError, CorruptDataError, DataError, MissingDataError, ResourceError
 from gfm.runtime.cluster import ClusterConfig, open_client
 from gfm.runtime.config import parse_config
 from ingest.build import Watcher, build
@@ -326,6 +327,27 @@ def test_an_unreadable_file_stops_the_run_by_name_or_is_counted(raw: Path, tmp_p
     manifest = build(recipe_for(tmp_path / "raw", tmp_path / "out", on_error="reject"), client=client)
     assert manifest.rejects["unreadable-file"] == 1
     assert manifest.structures == open_dataset(tmp_path / "out").manifest.structures > 0
+
+
+class Doubtful(Ani1x):
+    """A reader of files whose checksum, at the end, is wrong."""
+
+    def read(self, part: Part) -> Iterator[Block]:
+        yield from super().read(part)
+        if part.start == 0:
+            raise CorruptDataError(f"{part.path}: the checksum is wrong")
+
+
+def test_what_was_read_before_a_checksum_failed_is_left_out_and_said(
+    raw: Path, tmp_path: Path, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = recipe_for(raw, tmp_path / "out", on_error="reject")
+    sound = build(recipe_for(raw, tmp_path / "sound"), client=client)
+    manifest = build(with_reader(Doubtful, recipe, monkeypatch), client=client)
+    lines = (tmp_path / "out" / "rejects" / "000000.jsonl").read_text().splitlines()
+    value = next(line["value"] for line in map(json.loads, lines) if line["reason"] == "unreadable-file")
+    left_out = int(re.search(r"; (\d+) structures that were read", value)[1])  # type: ignore[index]
+    assert 0 < left_out == sound.structures - manifest.structures
 
 
 def test_nothing_accepted_at_all_is_an_error(raw: Path, tmp_path: Path, client: Any) -> None:
