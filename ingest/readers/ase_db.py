@@ -10,10 +10,9 @@ Source: ``ase/db`` in gitlab.com/ase/ase; the units in a database's metadata: sc
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
-import pydantic
 from numpy.typing import NDArray
 
 from gfm.data.structure import Structure
@@ -21,15 +20,16 @@ from gfm.data.units import ENERGY_UNITS, FORCES_UNITS, LENGTH_UNITS, PRESSURE_UN
 from gfm.errors import CorruptDataError, DataError
 from ingest.readers.ase_files import container_of, metadata_of, ranges_of, rows_of
 from ingest.readers.ase_rows import Row
-from ingest.readers.base import Block, Part, Published, Reader, find_files, hash_id
+from ingest.readers.base import Block, Part, Published, find_files, hash_id
 from ingest.readers.records import BlockBuilder, Refused, atomic_numbers, hill_formula
+from ingest.readers.stated import StatedUnits
 
 __all__ = ["AseDb"]
 
 _VOIGT = np.array([[0, 5, 4], [5, 1, 3], [4, 3, 2]])  # where xx yy zz yz xz xy stand in a tensor
 
 
-class AseDb(Reader):
+class AseDb(StatedUnits):
     """Reads ``*.db``, ``*.aselmdb`` and ``*.json`` databases as ASE writes them.
 
     A key is looked for among the row's own properties, then in its key-value pairs, then in its data;
@@ -41,17 +41,11 @@ class AseDb(Reader):
         stress_key: Key of the stress, 3x3 or in Voigt's order (xx yy zz yz xz xy). Null: none.
         charge_key: Key of the total charge among key-value pairs and data, if it is there. Null: none.
         spin_key: Key of the multiplicity 2S+1 among key-value pairs and data, if it is there. Null: none.
-        energy_unit: Unit of the energy.
-        forces_unit: Unit of the forces, as in ``kcal/mol/angstrom``; by default energy_unit per length_unit.
-        stress_unit: Unit of the stress.
-        stress_sign: Whether tension or compression is positive in the file.
-        length_unit: Unit of positions and cell.
         group_key: Key of what a split must not tear apart (a trajectory, a material); by default all
             structures of one formula belong together.
         group_prefix: Name space of the group, so that one material is one group in several sources (``mp``).
         id_key: Key of a unique id; by default file name and the row's number.
         require_forces: Whether a row without forces is refused.
-        energy_kind: What the energy is, for the manifest (theory, licence, DOI: the recipe's source says).
     """
 
     NAME: ClassVar[str] = "ase_db"
@@ -70,23 +64,10 @@ class AseDb(Reader):
     stress_key: str | None = "stress"
     charge_key: str | None = "charge"
     spin_key: str | None = "spin"
-    energy_unit: Literal["eV", "meV", "hartree", "kcal/mol", "kJ/mol"] = "eV"
-    forces_unit: str | None = None
-    stress_unit: Literal["eV/angstrom^3", "GPa", "kbar", "hartree/bohr^3"] = "eV/angstrom^3"
-    stress_sign: Literal["tension", "compression"] = "tension"
-    length_unit: Literal["angstrom", "bohr"] = "angstrom"
     group_key: str | None = None
     group_prefix: str = "asedb"
     id_key: str | None = None
     require_forces: bool = True
-    energy_kind: str = "total"
-
-    @pydantic.field_validator("forces_unit")
-    @classmethod
-    def _known_unit(cls, unit: str | None) -> str | None:
-        if unit is None or unit in FORCES_UNITS:
-            return unit
-        raise ValueError(f"not a unit of forces; known are {', '.join(FORCES_UNITS)}")
 
     def about(self) -> Published:
         """Return what the manifest says: the file does not tell where it comes from."""

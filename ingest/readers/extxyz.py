@@ -9,33 +9,22 @@ Source: the extended XYZ specification, github.com/libAtoms/extxyz.
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
-import pydantic
 from numpy.typing import NDArray
 
 from gfm.data.structure import Structure
+from gfm.data.units import ENERGY_UNITS, FORCES_UNITS, LENGTH_UNITS, PRESSURE_UNITS, UNIT_SPELLINGS
 from gfm.errors import CorruptDataError
-from ingest.readers.base import Block, Part, Published, Reader, hash_id
+from ingest.readers.base import Block, Part, Published, hash_id
 from ingest.readers.columns import add_run
-from ingest.readers.extxyz_names import (
-    ENERGY,
-    ENERGY_KEYS,
-    FORCES,
-    FORCES_KEYS,
-    LENGTH,
-    NUMBERS_KEYS,
-    PRESSURE,
-    SPELLINGS,
-    EnergyUnit,
-    LengthUnit,
-    PressureUnit,
-)  # fmt: skip
+from ingest.readers.extxyz_names import ENERGY_KEYS, FORCES_KEYS, NUMBERS_KEYS
 from ingest.readers.extxyz_runs import run_columns, wanted_keys
 from ingest.readers.frame import Frame, FrameError, parse_cell, parse_floats, parse_frame
 from ingest.readers.records import BlockBuilder, Refused, check_structure, hill_formula
 from ingest.readers.runs import Run
+from ingest.readers.stated import StatedUnits
 from ingest.readers.text import find_text, is_packed, open_text, read_frames, seek_frame
 from ingest.readers.window import ZIP_ERRORS
 
@@ -44,7 +33,7 @@ __all__ = ["ExtXyz"]
 _SUFFIXES = tuple(name + packing for name in (".extxyz", ".xyz") for packing in ("", ".xz", ".gz", ".zip"))
 
 
-class ExtXyz(Reader):
+class ExtXyz(StatedUnits):
     """Reads ``*.xyz`` and ``*.extxyz``, plain or packed (.xz, .gz, .zip).
 
     Attributes:
@@ -54,17 +43,11 @@ class ExtXyz(Reader):
         virial_key: Header key of the virial (stress = -virial/volume), taken where there is no stress.
         charge_key: Header key of the total charge, if it is there.
         spin_key: Header key of the multiplicity 2S+1, if it is there.
-        energy_unit: Unit of energy and virial.
-        forces_unit: Unit of the forces, as in ``kcal/mol/angstrom``; by default energy_unit per length_unit.
-        stress_unit: Unit of the stress.
-        stress_sign: Whether tension or compression is positive in the file.
-        length_unit: Unit of positions and lattice.
         group_key: Header key of what a split must not tear apart (a trajectory, a material); by default all
             structures of one formula belong together.
         group_prefix: Name space of the group, so that one material is one group in several sources (``mp``).
         id_key: Header key of a unique id; by default file name and place in the file.
         require_forces: Whether a frame without forces is refused.
-        energy_kind: What the energy is, for the manifest (theory, licence, DOI: the recipe's source says).
     """
 
     NAME: ClassVar[str] = "extxyz"
@@ -85,23 +68,10 @@ class ExtXyz(Reader):
     virial_key: str | None = "virial"
     charge_key: str | None = "charge"
     spin_key: str | None = "spin"
-    energy_unit: EnergyUnit = "eV"
-    forces_unit: str | None = None
-    stress_unit: PressureUnit = "eV/angstrom^3"
-    stress_sign: Literal["tension", "compression"] = "tension"
-    length_unit: LengthUnit = "angstrom"
     group_key: str | None = None
     group_prefix: str = "extxyz"
     id_key: str | None = None
     require_forces: bool = True
-    energy_kind: str = "total"
-
-    @pydantic.field_validator("forces_unit")
-    @classmethod
-    def _known_unit(cls, unit: str | None) -> str | None:
-        if unit is None or unit in FORCES:
-            return unit
-        raise ValueError(f"not a unit of forces; known are {', '.join(FORCES)}")
 
     def about(self) -> Published:
         """Return what the manifest says: the file does not tell where it comes from."""
@@ -204,17 +174,17 @@ class ExtXyz(Reader):
         if numbers is None or "pos" not in columns:
             raise Refused("missing-numbers" if numbers is None else "missing-positions", info.get("Properties"))
         cell, pbc = parse_cell(info)
-        cell = cell * LENGTH[self.length_unit]
+        cell = cell * LENGTH_UNITS[self.length_unit]
         energy = _one_number(info, (self.energy_key,) if self.energy_key else ENERGY_KEYS, "energy")
         forces_keys = (self.forces_key,) if self.forces_key else FORCES_KEYS
         forces = next((columns[key] for key in forces_keys if key in columns), None)
         mask = columns.get("move_mask")
         structure = Structure(
             numbers=numbers,
-            positions=_scaled("positions", columns["pos"], LENGTH[self.length_unit]),
+            positions=_scaled("positions", columns["pos"], LENGTH_UNITS[self.length_unit]),
             cell=cell,
             pbc=pbc,
-            energy=None if energy is None else energy * ENERGY[self.energy_unit],
+            energy=None if energy is None else energy * ENERGY_UNITS[self.energy_unit],
             forces=None if forces is None else _scaled("forces", forces, self.forces_factor()),
             stress=self._stress(info, cell),
             charge=_whole_number(info, self.charge_key, "charge"),
@@ -233,7 +203,7 @@ class ExtXyz(Reader):
 
     def forces_factor(self) -> float:
         """Return the factor from the file's unit of forces to eV/angstrom."""
-        return FORCES[self.forces_unit or f"{self.energy_unit}/{self.length_unit}"]
+        return FORCES_UNITS[self.forces_unit or f"{self.energy_unit}/{self.length_unit}"]
 
     def _stress(self, info: dict[str, str], cell: NDArray[np.float64]) -> NDArray[np.float64] | None:
         """Return the stress (3, 3), eV/angstrom^3, tension positive; None where there is none."""
@@ -247,11 +217,13 @@ class ExtXyz(Reader):
                 raise Refused(f"bad-{what}", f"{values.size} numbers, expected 9 or 6")
             tensor = values.reshape(3, 3).T
             if what == "stress":
-                return tensor * PRESSURE[self.stress_unit] * (1.0 if self.stress_sign == "tension" else -1.0)
+                return (
+                    tensor * PRESSURE_UNITS[self.stress_unit] * (1.0 if self.stress_sign == "tension" else -1.0)
+                )
             volume = abs(float(np.linalg.det(cell)))
             if not volume > 0.0:
                 raise Refused("bad-virial", "a virial without a volume")
-            return tensor * -ENERGY[self.energy_unit] / volume
+            return tensor * -ENERGY_UNITS[self.energy_unit] / volume
         return None
 
     def check_units(self, info: dict[str, str]) -> None:
@@ -264,7 +236,7 @@ class ExtXyz(Reader):
         stated = {"energy": self.energy_unit, "forces": forces_unit, "stress": self.stress_unit}
         for what, unit in stated.items():
             named = info.get(f"{what}_unit")
-            if named is not None and SPELLINGS.get(named.lower(), unit) != unit:
+            if named is not None and UNIT_SPELLINGS.get(named.lower(), unit) != unit:
                 raise Refused("other-unit", f"{what}_unit={named} in the header, {unit} in the options")
 
 

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gfm.data.units import ENERGY_UNITS, LENGTH_UNITS, PRESSURE_UNITS
 from ingest.readers import scan
 from ingest.readers.base import hash_id
 from ingest.readers.columns import cells, number
-from ingest.readers.extxyz_names import ENERGY, ENERGY_KEYS, FORCES_KEYS, LENGTH, NUMBERS_KEYS, PRESSURE
+from ingest.readers.extxyz_names import ENERGY_KEYS, FORCES_KEYS, NUMBERS_KEYS
 from ingest.readers.records import MAX_Z, Refused, hill_formula
 from ingest.readers.runs import Run
 
@@ -49,11 +50,11 @@ def run_columns(reader: "ExtXyz", run: Run, name: str) -> tuple[Columns, Masks, 
     if columns is None:
         return None
     cell, pbc, odd = cells(run)
-    cell = cell * LENGTH[reader.length_unit]
+    cell = cell * LENGTH_UNITS[reader.length_unit]
     odd |= _odd_units(reader, run)
     energy, has_energy, unusual = _energy(reader, run)
     odd |= unusual | ~has_energy
-    columns |= {"cell": cell, "pbc": pbc, "energy": energy * ENERGY[reader.energy_unit]}
+    columns |= {"cell": cell, "pbc": pbc, "energy": energy * ENERGY_UNITS[reader.energy_unit]}
     masks: Masks = {}
     for field, key in (("charge", reader.charge_key), ("spin", reader.spin_key)):
         if key is not None:
@@ -83,7 +84,10 @@ def _atoms(reader: "ExtXyz", run: Run) -> Columns | None:
     if forces is None and reader.require_forces:
         return None
     columns: Columns = {"numbers": found[numbers][1]}
-    factors = {"positions": ("pos", LENGTH[reader.length_unit]), "forces": (forces, reader.forces_factor())}
+    factors = {
+        "positions": ("pos", LENGTH_UNITS[reader.length_unit]),
+        "forces": (forces, reader.forces_factor()),
+    }
     for field, (key, factor) in factors.items():
         if key is None:
             continue
@@ -127,9 +131,9 @@ def _stress(
             if is_virial:
                 volume = np.abs(np.linalg.det(cell))
                 odd |= taken & ~(volume > 0.0)
-                tensor = tensor * -ENERGY[reader.energy_unit] / volume[:, None]
+                tensor = tensor * -ENERGY_UNITS[reader.energy_unit] / volume[:, None]
             else:
-                tensor = tensor * PRESSURE[reader.stress_unit] * sign
+                tensor = tensor * PRESSURE_UNITS[reader.stress_unit] * sign
         stress[taken] = tensor[taken]
         has |= taken
     return stress.reshape(-1, 3, 3), has, odd
