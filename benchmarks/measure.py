@@ -5,6 +5,7 @@ A benchmark is ``benchmarks/NAME.py``: a table for people, or with ``--json`` on
 above 1 is better than the peer, or, for a limit, the share of it that is reached.
 """
 
+import gc
 import json
 import os
 import platform
@@ -33,10 +34,13 @@ def cpu_rates(runs: Sequence[tuple[Callable[[], object], int]], *, repeats: int 
     """Return items per CPU second of each run: the median over alternating repeats.
 
     CPU time of this process, so that other work on the machine does not count; one call of each first, to
-    compile and to warm caches.
+    compile and to warm caches. What the benchmark itself holds (libraries of all peers, inputs) is kept out of
+    the search for garbage: neither ours nor a peer would have it in a process of its own.
     """
     for run, _ in runs:
         run()
+    gc.collect()
+    gc.freeze()
     rates: list[list[float]] = [[] for _ in runs]
     for _ in range(repeats):
         for place, (run, items) in enumerate(runs):

@@ -4,8 +4,8 @@ import sys
 from pathlib import Path
 
 _HERE = str(Path(__file__).parent)
-if _HERE in sys.path:
-    sys.path.remove(_HERE)
-    import ingest  # noqa: F401
+_PATH = list(sys.path)
+sys.path[:] = [entry for entry in _PATH if entry != _HERE]
+import ingest  # noqa: E402, F401
 
-    sys.path.insert(0, _HERE)
+sys.path[:] = _PATH

@@ -8,12 +8,14 @@ for the time being: it need not outlive a power cut, since a later run compares 
 import contextlib
 import errno
 import fcntl
+import gc
 import json
 import shutil
 import time
 import traceback
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -168,8 +170,15 @@ def run_part(task: PartTask) -> PartDone:
         DataError: The file cannot be read and ``on_error`` is ``stop``; the text names file and part.
         ResourceError: The disk of the output is full, or this process may not open more files.
     """
+    _keep_libraries()
     with explained(task.recipe.output), at_work(task.recipe.output):
         return PartDone.of(_run(task))
+
+
+@cache
+def _keep_libraries() -> None:
+    """Let the search for garbage pass over what a worker has imported: it is done often where objects are many."""
+    gc.freeze()
 
 
 def _run(task: PartTask) -> PartReceipt:
