@@ -5,6 +5,8 @@ Numbers of atoms are drawn around the means of the published data (about 73 in O
 sensible size around a linear energy. No label is computed: only the bytes have to look like those published.
 """
 
+import copyreg
+import io
 import itertools
 import json
 import lzma
@@ -21,7 +23,6 @@ from numpy.typing import NDArray
 
 from gfm.data.structure import Structure
 from gfm.data.units import HARTREE, KBAR
-from ingest.sample_pickles import pyg1_pickle
 
 __all__ = [
     "crystals",
@@ -204,7 +205,24 @@ def write_lmdb(path: Path, structures: Iterable[Structure], *, pyg: int) -> Path
     return path
 
 
+class _Pyg1Pickler(pickle.Pickler):
+    """Writes what torch_geometric 1 wrote, where version 2 is installed: ``Data`` with a plain state."""
+
+    def __init__(self, stream: io.BytesIO, state: dict[str, Any]) -> None:
+        super().__init__(stream, protocol=4)
+        self.state = state
+
+    def reducer_override(self, value: Any) -> Any:
+        """Let the state of ``Data`` be its attributes."""
+        if type(value).__name__ != "Data":
+            return NotImplemented
+        return copyreg.__newobj__, (type(value),), self.state  # type: ignore[attr-defined]
+
+
 def _pyg1_record(structure: Structure, index: int) -> bytes:
+    import torch
+    from torch_geometric.data import Data
+
     assert structure.forces is not None
     assert structure.fixed is not None
     fields = {
@@ -222,7 +240,13 @@ def _pyg1_record(structure: Structure, index: int) -> bytes:
         "id": str(index),
         "oc22": 1,
     }
-    return pyg1_pickle(fields)
+    values = {
+        name: torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+        for name, value in fields.items()
+    }
+    stream = io.BytesIO()
+    _Pyg1Pickler(stream, values).dump(Data())
+    return stream.getvalue()
 
 
 def _pyg2_record(structure: Structure, index: int) -> bytes:

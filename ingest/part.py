@@ -177,7 +177,7 @@ def run_part(task: PartTask) -> PartDone:
 
 @cache
 def _keep_libraries() -> None:
-    """Let the search for garbage pass over what a worker has imported: it is done often where objects are many."""
+    """Let the search for garbage pass over what a worker has imported."""
     gc.freeze()
 
 
