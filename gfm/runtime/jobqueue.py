@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import dask_jobqueue
 import psutil
 import pydantic
 
 from gfm.errors import ResourceError
 from gfm.runtime.cluster import WORKER_ENVIRONMENT
 from gfm.runtime.cluster_config import ClusterConfig
+from gfm.runtime.jobqueue_library import dask_jobqueue
 from gfm.runtime.keeper import Keeper, WatchedJob
 from gfm.runtime.registry import suggest
 

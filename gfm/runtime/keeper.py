@@ -13,12 +13,12 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dask_jobqueue.core import Job
 from distributed.core import Status
 from distributed.deploy.adaptive import Adaptive
 from distributed.diagnostics.plugin import SchedulerPlugin
 
 from gfm.errors import ResourceError
+from gfm.runtime.jobqueue_library import Job
 
 __all__ = ["Keeper", "WatchedJob", "wait_for_worker"]
 

@@ -80,6 +80,12 @@ def test_what_is_written_of_a_configuration_is_read_as_the_same() -> None:
     assert _batch(walltime=36000) == _batch(walltime="10:00:00")
 
 
+def test_the_batch_systems_library_does_not_take_ctrl_c() -> None:
+    code = "import signal, gfm.runtime.jobqueue; print(signal.getsignal(signal.SIGINT).__name__)"
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert output.strip() == "default_int_handler"
+
+
 def test_importing_the_cluster_imports_no_dask() -> None:
     code = "import sys, gfm.runtime.cluster; print('dask' in sys.modules or 'dask_jobqueue' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
