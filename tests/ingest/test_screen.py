@@ -24,6 +24,8 @@ from ingest.tables import digests_of
 from store import open_dataset
 from store.manifest import Manifest
 
+pytestmark = pytest.mark.slow  # whole builds, most of them twice
+
 ENERGY = {"H": -3.0, "O": -7.0, "C": -9.0}  # eV
 
 
