@@ -66,6 +66,7 @@ def cases(folder: Path, scale: float) -> list[Case]:
     packed = raw.write_oc20_text(folder / "oc20", slabs, per_file=thousand, packed=True)
     text = raw.write_oc20_text(folder / "text", slabs[: 2 * thousand], per_file=2 * thousand, packed=False)
     third = raw.write_oc20_text(folder / "third", slabs[:thousand], per_file=thousand, packed=False)
+    few_packed = raw.write_oc20_text(folder / "few", slabs[:100], per_file=100, packed=True)
     pyg1 = raw.write_lmdb(folder / "oc22.lmdb", raw.slabs(rng, 2 * thousand, 80), pyg=1)
     pyg2 = raw.write_lmdb(folder / "oc20.lmdb", slabs[: 2 * thousand], pyg=2)
     mptrj = raw.write_mptrj(folder / "mptrj.json", raw.crystals(rng, 8 * thousand, 31))
@@ -85,8 +86,13 @@ def cases(folder: Path, scale: float) -> list[Case]:
         Path(shutil.copy(file, file.with_suffix(".plain"))) for file in (pyg1, pyg2, aselmdb)
     )
     return [
+        # ASE's own way with a packed file takes longer with each frame: 100 are few.
         Case("OC20 text (.xz)", "oc20", packed, 3 * thousand,
-             [(read, partial(plain.oc20_with_ase, packed / "0.extxyz.xz"), thousand)]),
+             [("ase.io.read, 100 frames", partial(plain.ase_extxyz, few_packed / "0.extxyz.xz"), 100),
+              ("unpacking, then ase.io.read", partial(plain.oc20_with_ase, packed / "0.extxyz.xz"), thousand),
+              ("unpacking alone", partial(plain.unpack, packed / "0.extxyz.xz", thousand), thousand)]),
+        Case("OC20 text, unpacked", "oc20", text, 2 * thousand,
+             [(read, partial(plain.ase_extxyz, third / "0.extxyz"), thousand)]),
         Case("extended XYZ", "extxyz", text, 2 * thousand,
              [(read, partial(plain.ase_extxyz, third / "0.extxyz"), thousand)]),
         Case("OC20 LMDB (PyG 2 pickles)", "oc20", pyg2, 2 * thousand,
