@@ -88,7 +88,7 @@ def check_sizes(root: Path, files: Iterable[FileReceipt]) -> None:
         if size != file.bytes:
             raise CorruptDataError(
                 f"{path}: {size} bytes, but {file.bytes} were written; it was cut off or changed. "
-                "Restore it from a copy, or remove its shard and run the ingestion again"
+                "Restore it from a copy, or make the dataset again"
             )
 
 
@@ -106,7 +106,7 @@ def check_checksums(root: Path, files: Iterable[FileReceipt]) -> None:
         if found != file.crc32c:
             raise CorruptDataError(
                 f"{root / file.path}: crc32c {found}, but {file.crc32c} was written; its bytes changed. "
-                "Restore it from a copy, or remove its shard and run the ingestion again"
+                "Restore it from a copy, or make the dataset again"
             )
 
 
