@@ -20,7 +20,7 @@ from gfm.data.units import ENERGY_UNITS, FORCES_UNITS, LENGTH_UNITS, PRESSURE_UN
 from gfm.errors import CorruptDataError, DataError
 from ingest.readers.ase_files import container_of, metadata_of, ranges_of, rows_of
 from ingest.readers.ase_rows import Row
-from ingest.readers.base import Block, Part, Published, find_files, hash_id
+from ingest.readers.base import Block, Part, find_files, hash_id
 from ingest.readers.records import BlockBuilder, Refused, atomic_numbers, hill_formula
 from ingest.readers.stated import StatedUnits
 
@@ -68,10 +68,6 @@ class AseDb(StatedUnits):
     group_prefix: str = "asedb"
     id_key: str | None = None
     require_forces: bool = True
-
-    def about(self) -> Published:
-        """Return what the manifest says: the file does not tell where it comes from."""
-        return Published("unknown", "unknown", energy_kind=self.energy_kind)
 
     def plan(self, path: str, part_bytes: int) -> list[Part]:
         """Cut every database into ranges of ids; a JSON database into ranges of bytes.

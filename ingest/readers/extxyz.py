@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from gfm.data.structure import Structure
 from gfm.data.units import ENERGY_UNITS, FORCES_UNITS, LENGTH_UNITS, PRESSURE_UNITS, UNIT_SPELLINGS
 from gfm.errors import CorruptDataError
-from ingest.readers.base import Block, Part, Published, hash_id
+from ingest.readers.base import Block, Part, hash_id
 from ingest.readers.columns import add_run
 from ingest.readers.extxyz_names import ENERGY_KEYS, FORCES_KEYS, NUMBERS_KEYS
 from ingest.readers.extxyz_runs import run_columns, wanted_keys
@@ -72,10 +72,6 @@ class ExtXyz(StatedUnits):
     group_prefix: str = "extxyz"
     id_key: str | None = None
     require_forces: bool = True
-
-    def about(self) -> Published:
-        """Return what the manifest says: the file does not tell where it comes from."""
-        return Published("unknown", "unknown", energy_kind=self.energy_kind)
 
     def plan(self, path: str, part_bytes: int) -> list[Part]:
         """Cut plain files into ranges of bytes; a packed file, or a member of a zip, is one part.

@@ -5,7 +5,7 @@ from typing import Literal
 import pydantic
 
 from gfm.data.units import FORCES_UNITS
-from ingest.readers.base import Reader
+from ingest.readers.base import Published, Reader
 
 __all__ = ["StatedUnits"]
 
@@ -35,3 +35,7 @@ class StatedUnits(Reader):
         if unit is None or unit in FORCES_UNITS:
             return unit
         raise ValueError(f"not a unit of forces; known are {', '.join(FORCES_UNITS)}")
+
+    def about(self) -> Published:
+        """Return what the manifest says: the file does not tell where it comes from."""
+        return Published("unknown", "unknown", energy_kind=self.energy_kind)
